@@ -1,0 +1,325 @@
+"""Settings of DAFNet in EasyEdit's form: YAML files read by `from_hparams`."""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+import torch
+import yaml
+
+from .networks import NetworkSizes
+
+S = TypeVar("S", bound="_Settings")
+
+
+class SettingsError(ValueError):
+    """A settings file that cannot be used; the message says where and what to write instead."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint for a mistyped name."""
+    names = sorted(names)
+    close = difflib.get_close_matches(name, names, 1, 0.3)
+    return f"did you mean {close[0]!r}?" if close else f"it must be one of {', '.join(names)}."
+
+
+def shipped(kind: Literal["hparams", "checkpoints"]) -> Path:
+    """The folder of the files that come with the package."""
+    inside = Path(str(resources.files(__package__))) / kind
+    # In a checkout hparams/ lies beside the package; a wheel carries it inside.
+    return inside if inside.is_dir() else inside.parents[1] / kind
+
+
+def settings_file(name_or_path: str | Path, folder: str = "") -> Path:
+    """A settings file by path (with or without .yaml) or by its shipped name."""
+    path = Path(name_or_path)
+    named = path if path.suffix in {".yaml", ".yml"} else path.with_name(path.name + ".yaml")
+    home = shipped("hparams")
+    for candidate in (named, home / named, home / folder / named):
+        if candidate.is_file():
+            return candidate
+    known = [str(p.relative_to(home).with_suffix("")) for p in home.rglob("DAFNet/*.yaml")]
+    raise SettingsError(
+        f"There is no settings file {str(name_or_path)!r}, and none shipped by that name; "
+        + nearest(str(name_or_path), known)
+    )
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    """The value as the type, or TypeError. YAML reads 1e-4 as a text, so texts become numbers."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin is Literal:
+        if value in args:
+            return value
+    elif origin in (typing.Union, types.UnionType):
+        for option in args:
+            try:
+                return _typed(value, option)
+            except TypeError:
+                continue
+    elif origin is list:
+        if isinstance(value, list):
+            return [_typed(v, args[0]) for v in value]
+    elif kind is float:
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                pass
+    elif kind is type(None):
+        if value is None:
+            return value
+    elif type(value) is kind:
+        return value
+    raise TypeError
+
+
+def _wording(kind: Any) -> str:
+    args = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(a) for a in args)
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return " or ".join(_wording(a) for a in args)
+    if typing.get_origin(kind) is list:
+        return f"a list of {_wording(args[0])}"
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    return names.get(kind, "null")
+
+
+@dataclass(kw_only=True)
+class _Settings:
+    """What editing and training share.
+
+    model_name: folder or hub name of the language model (EasyEdit's loader goes by it).
+    inner_params: the edited weights, as in MEND's files; a trailing ".weight" may be left out.
+    archive: folder of a trained DAFNet, or the name of a shipped one.
+    device: "cpu", "mps", "cuda:1", or a CUDA index.
+    """
+
+    model_name: str
+    inner_params: list[str]
+    archive: str | None = None
+    device: int | str = 0
+    model_parallel: bool = False
+    fp16: bool = False
+    batch_size: int = 1
+    max_length: int = 40
+    model_class: str = "AutoModelForCausalLM"
+    tokenizer_class: str = "AutoTokenizer"
+    tokenizer_name: str | None = None
+
+    # Auxiliary networks, one per weight shape (published sizes)
+    layer_n: int = 2
+    inner_att_dim: int = 1024
+    ffn_dim: int = 1536
+    outer_att_dim: int = 1024
+    outer_att_head_n: int = 2
+    outer_score_att_dim: int = 256
+    outer_score_att_head_n: int = 2
+    norm_layer: Literal["exact", "batch", "layer"] = "exact"
+    edit_bias: bool = False
+    train_fusion: bool = True
+    fusion_order: Literal["paper", "released"] = "paper"
+    signal_batch_size: int = 8
+
+    # The key that names the method in a file, and its value.
+    NAME_KEY: ClassVar[str]
+    NAME: ClassVar[str]
+    FOLDER: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        kinds = typing.get_type_hints(type(self))
+        for f in fields(self):
+            value = getattr(self, f.name)
+            try:
+                setattr(self, f.name, _typed(value, kinds[f.name]))
+            except TypeError:
+                raise SettingsError(
+                    f"Setting {f.name!r} is {value!r}; it must be {_wording(kinds[f.name])}."
+                ) from None
+        if (name := getattr(self, self.NAME_KEY)) != self.NAME:
+            raise SettingsError(
+                f"Setting {self.NAME_KEY!r} is {name!r}; for {type(self).__name__} it must be "
+                f"{self.NAME!r}."
+            )
+        if not self.inner_params:
+            raise SettingsError("Setting 'inner_params' is empty; name the modules to edit.")
+        self.inner_params = [p.removesuffix(".weight") for p in self.inner_params]
+        twice = {p for p in self.inner_params if self.inner_params.count(p) > 1}
+        if twice:
+            raise SettingsError(f"Setting 'inner_params' names {min(twice)!r} twice; once is enough.")
+        for name in POSITIVE & {f.name for f in fields(self)}:
+            if getattr(self, name) <= 0:
+                raise SettingsError(
+                    f"Setting {name!r} is {getattr(self, name)}; it must be above zero."
+                )
+        if self.tokenizer_name is None:
+            self.tokenizer_name = self.model_name
+
+    @property
+    def network_sizes(self) -> NetworkSizes:
+        return NetworkSizes(**{f.name: getattr(self, f.name) for f in fields(NetworkSizes)})
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device of this run, checked to be there."""
+        name = str(self.device)
+        device = torch.device(f"cuda:{name}" if name.isdigit() else name)
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise SettingsError(
+                f"Setting 'device' is {self.device!r}, but no CUDA device is here; "
+                "set `device: cpu`."
+            )
+        return device
+
+    @classmethod
+    def from_hparams(cls: type[S], hparams_name_or_path: str | Path) -> S:
+        """Read a settings file by path, or by shipped name such as DAFNet/smollm2-135m.
+
+        A relative archive is looked for beside the file, then in the working folder, then among
+        the shipped ones. Raises SettingsError, one sentence, for anything that is not right.
+        """
+        path = settings_file(hparams_name_or_path, cls.FOLDER)
+        try:
+            content = yaml.safe_load(path.read_text())
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise SettingsError(f"{path} is not valid YAML: {reason}") from None
+        if not isinstance(content, dict):
+            raise SettingsError(f"{path} must hold settings as `name: value` lines.")
+        known = {f.name: f for f in fields(cls)}
+        for key in content:
+            if key not in known:
+                raise SettingsError(
+                    f"{path}: unknown setting {key!r}; {nearest(str(key), known)}"
+                )
+        for name, f in known.items():
+            required = f.default is MISSING and f.default_factory is MISSING
+            if required and name not in content:
+                raise SettingsError(f"{path}: the setting {name!r} is missing.")
+        try:
+            settings = cls(**content)
+        except SettingsError as error:
+            raise SettingsError(f"{path}: {error}") from None
+        settings._resolve(path)
+        return settings
+
+    def _resolve(self, path: Path) -> None:
+        from .smollm2 import SHORT_NAME, smollm2_path
+
+        if self.archive:
+            beside = path.parent / self.archive
+            inside = shipped("checkpoints") / self.archive
+            here = Path(self.archive)
+            for candidate in (beside, here, inside):
+                if (candidate / "config.json").is_file():
+                    self.archive = str(candidate.resolve())
+                    break
+        embedded = self.model_name == SHORT_NAME and not Path(self.model_name).exists()
+        if embedded:
+            same = self.tokenizer_name == self.model_name
+            self.model_name = str(smollm2_path())
+            if same:
+                self.tokenizer_name = self.model_name
+
+
+POSITIVE = {
+    "batch_size",
+    "max_length",
+    "layer_n",
+    "inner_att_dim",
+    "ffn_dim",
+    "outer_att_dim",
+    "outer_att_head_n",
+    "outer_score_att_dim",
+    "outer_score_att_head_n",
+    "signal_batch_size",
+    "lr",
+    "lr_lr",
+    "grad_clip",
+    "max_iters",
+    "loss_batch_size",
+    "loss_sample_max_count",
+    "seq_len_start",
+    "seq_len_max",
+    "seq_len_patience",
+    "log_interval",
+    "val_interval",
+    "val_edits",
+    "passage_max_tokens",
+}
+
+
+@dataclass(kw_only=True)
+class DAFNetHyperParams(_Settings):
+    """Settings for editing, as `BaseEditor.from_hparams` takes them."""
+
+    alg_name: str = "DAFNet"
+
+    NAME_KEY: ClassVar[str] = "alg_name"
+    NAME: ClassVar[str] = "DAFNet"
+    FOLDER: ClassVar[str] = "DAFNet"
+
+
+@dataclass(kw_only=True)
+class DAFNetTrainingHparams(_Settings):
+    """Settings for training, as `DAFNetTrainer` takes them. The `published` values of the paper
+    are: edit_lr 1e-4, lr 1e-6, norm_warmup_edits 0, lr_warmup 0.
+
+    The update is *added* and delta is dL/dy, so a negative step size descends the loss.
+    """
+
+    alg: str = "DAFNET"
+
+    # Optimisation
+    lr: float = 3e-4  # Adam, networks
+    lr_lr: float = 1e-4  # Adam, step sizes
+    edit_lr: float = -5e-4  # first value of the step sizes
+    lr_warmup: int = 20  # steps in which the rates rise to their values
+    grad_clip: float = 100.0  # largest norm of the networks' gradient
+    max_iters: int = 1000
+    seed: int = 42
+    norm_warmup_edits: int = 256  # edits whose signals set the statistics; 0: all of training
+
+    # Losses (paper, 3.4)
+    reliability_weight: float = 0.1
+    generality_weight: float = 0.1
+    locality_weight: float = 0.2
+    loss_batch_size: int = 24
+    loss_sample_max_count: int = 48
+    # Plain text whose predictions must stay: "generated" by the unedited model, a file, or null
+    passages: str | None = "generated"
+    passage_max_tokens: int = 1024
+
+    # Curriculum over the sequence length N
+    seq_len_start: int = 1
+    seq_len_max: int = 1000
+    seq_len_patience: int = 3000
+    seq_len_growth: float = 0.25
+    ema_loss: float = 0.01
+
+    # Validation, logging, results
+    val_interval: int = 100
+    val_edits: int = 50
+    val_seq_lens: list[int] = field(default_factory=lambda: [1, 10])
+    log_interval: int = 10
+    tensorboard: bool = False
+    results_dir: str = "./results"
+
+    # Read by EasyEdit's data sets and model loader
+    dropout: float | None = None
+    no_grad_layers: int | None = None
+    half: bool = False
+
+    NAME_KEY: ClassVar[str] = "alg"
+    NAME: ClassVar[str] = "DAFNET"
+    FOLDER: ClassVar[str] = "TRAINING/DAFNet"

@@ -1,0 +1,163 @@
+"""Apply DAFNet to a language model: `apply_dafnet_to_model`, with EasyEdit's signature."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .checkpoint import dafnet_for, warn_if_other_model
+from .dafnet import DAFNet
+from .dafnet_hparams import DAFNetHyperParams
+from .networks import PastEdits
+from .records import TokenBatch, encode_requests
+from .signals import EditedModule, concatenate, edit_signals
+
+LOG = logging.getLogger(__name__)
+STATE = "_dafnet_sequence"  # attribute of the edited model
+
+# Requests that go through the networks together. Any split gives the same change; this one
+# bounds the memory of the signals.
+REQUESTS_AT_ONCE = 64
+
+
+class EditSequence:
+    """The edits a model holds: lives on the model, so that two models never meet.
+
+    Edited weight = original + change; both parts are kept, so restoring is exact.
+    """
+
+    def __init__(self, model: Any, dafnet: DAFNet, archive: str) -> None:
+        self.modules: list[EditedModule] = dafnet.edited
+        self.edit_bias, self.archive = dafnet.edit_bias, archive
+        self.count = 0
+        self.originals: dict[str, Tensor] = {
+            name: model.get_parameter(name).detach().clone() for name in self.parameter_names()
+        }
+        # change[name]: float32, in the layout of the parameter.
+        self.changes: dict[str, Tensor] = {
+            name: torch.zeros_like(value, dtype=torch.float32)
+            for name, value in self.originals.items()
+        }
+        self.past: list[list[PastEdits]] | None = None
+
+    def parameter_names(self) -> list[str]:
+        names = [m.weight_name for m in self.modules]
+        return names + ([m.bias_name for m in self.modules] if self.edit_bias else [])
+
+    def _value(self, name: str, change: Tensor, like: Tensor) -> Tensor:
+        original = self.originals[name].to(like.device)
+        return (original.float() + change.to(like.device)).to(like.dtype)
+
+    def is_held_by(self, model: Any) -> bool:
+        """Whether the model's weights are those that this sequence has written."""
+        return all(
+            torch.equal(p := model.get_parameter(name), self._value(name, change, p))
+            for name, change in self.changes.items()
+        )
+
+    def is_restored_in(self, model: Any) -> bool:
+        return all(
+            torch.equal(p := model.get_parameter(name), original.to(p.device, p.dtype))
+            for name, original in self.originals.items()
+        )
+
+    def extend(self, model: Any, dafnet: DAFNet, batch: TokenBatch, signal_batch: int) -> None:
+        """Add the batch's edits to the sequence and write the weights.
+
+        Nothing changes, in the sequence or the model, unless all of it has succeeded.
+        """
+        together = len(batch) if dafnet.fusion_order == "released" else REQUESTS_AT_ONCE
+        groups = batch.split(together)
+        changes, past = self.changes, self.past
+        for group in tqdm(groups, desc="DAFNet edits", disable=len(groups) < 3):
+            parts = [
+                edit_signals(model, self.modules, part, self.originals)
+                for part in group.split(signal_batch)
+            ]
+            with torch.no_grad():
+                updates = dafnet([concatenate(p) for p in zip(*parts, strict=True)], past)
+            fresh = {}
+            for module, update in zip(self.modules, updates, strict=True):
+                step = update.step_weight.T if module.transposed else update.step_weight
+                steps = {module.weight_name: step}
+                if update.step_bias is not None:
+                    steps[module.bias_name] = update.step_bias
+                for name, step in steps.items():
+                    before = changes[name]
+                    fresh[name] = update.past_weight.to(before.device) * before + step.to(
+                        before.device
+                    )
+            changes, past = fresh, [u.past for u in updates]
+        for name, change in changes.items():
+            value = self._value(name, change, model.get_parameter(name))
+            if not torch.isfinite(value).all():
+                raise FloatingPointError(
+                    f"The update of {name} is not finite, so the model was left as it was; check "
+                    "the archive and the request."
+                )
+        self.changes, self.past = changes, past
+        self.count += len(batch)
+        with torch.no_grad():
+            for name, change in changes.items():
+                parameter = model.get_parameter(name)
+                parameter.copy_(self._value(name, change, parameter))
+
+
+def _sequence(model: Any, dafnet: DAFNet, archive: str) -> EditSequence:
+    """The sequence that the model holds, or a new one when its weights are unedited."""
+    held: EditSequence | None = getattr(model, STATE, None)
+    if held is not None and held.is_held_by(model):
+        if held.archive != archive:
+            raise ValueError(
+                f"This model holds {held.count} edits made with archive {held.archive!r}; restore "
+                f"its weights before editing it with {archive!r}."
+            )
+        return held
+    if held is not None and not held.is_restored_in(model):
+        LOG.warning(
+            "The edited weights were changed by something else since the last DAFNet edit; they "
+            "are taken as the unedited ones, and a new sequence starts."
+        )
+    if held is None:
+        warn_if_other_model(dafnet, model)
+    return EditSequence(model, dafnet, archive)
+
+
+def apply_dafnet_to_model(
+    model: Any,
+    tok: Any,
+    requests: Sequence[Mapping[str, Any]] | Iterable[Mapping[str, Any]],
+    hparams: DAFNetHyperParams,
+    copy: bool = False,
+    return_orig_weights: bool = False,
+    keep_original_weight: bool = False,
+    **kwargs: Any,
+) -> tuple[Any, dict[str, Tensor]]:
+    """Edit the model with all requests, after those that it holds already.
+
+    The edits live in the model's own parameters. A sequence goes on for as long as the weights
+    stay as DAFNet left them, and starts afresh once the original weights are back.
+
+    requests: dicts with `prompt` and `target_new`. copy: edit a copy, leave the model alone.
+    Returns the edited model and, with return_orig_weights, {parameter name: unedited tensor},
+    the weights from before the first edit of the sequence.
+    keep_original_weight is for hosts that restore only when it is set; it changes nothing here.
+
+    Raises RequestError, SettingsError, CheckpointError or FloatingPointError before any weight
+    has changed.
+    """
+    batch = encode_requests(tok, requests, model)
+    dafnet = dafnet_for(model, hparams)
+    if copy:
+        model = deepcopy(model)
+    sequence = _sequence(model, dafnet, str(hparams.archive))
+    sequence.extend(model, dafnet, batch, hparams.signal_batch_size)
+    setattr(model, STATE, sequence)
+    originals = {k: v.clone() for k, v in sequence.originals.items()} if return_orig_weights else {}
+    return model, originals

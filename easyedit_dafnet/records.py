@@ -1,0 +1,148 @@
+"""Edit requests and data records: what they must contain, and how they become tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+IGNORE = -100  # label of a position that no loss reads, as everywhere in transformers
+
+
+class RequestError(ValueError):
+    """An edit request that cannot be used; the message says which one and why."""
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts with the tokens to be predicted in them, padded on the right.
+
+    input_ids, attention_mask, labels: [n, length]. labels[i, t] is the token that the logits at
+    position t should predict, or -100 where nothing is asked.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    @property
+    def targets(self) -> Tensor:
+        """[n, length], true where a target token is predicted."""
+        return self.labels != IGNORE
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __getitem__(self, rows: slice | Sequence[int]) -> TokenBatch:
+        """The given rows, without the padding that they no longer need."""
+        mask = self.attention_mask[rows]
+        length = int(mask.sum(1).max())
+        return TokenBatch(
+            self.input_ids[rows][:, :length], mask[:, :length], self.labels[rows][:, :length]
+        )
+
+    def split(self, size: int) -> list[TokenBatch]:
+        return [self[i : i + size] for i in range(0, len(self), size)]
+
+    def to(self, device: torch.device | str) -> TokenBatch:
+        return TokenBatch(
+            self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device)
+        )
+
+
+def _pad(ids: list[list[int]], labels: list[list[int]]) -> TokenBatch:
+    def stack(rows: list[list[int]], value: int) -> Tensor:
+        return pad_sequence([torch.tensor(row) for row in rows], True, value)
+
+    return TokenBatch(
+        stack(ids, 0), stack([[1] * len(row) for row in ids], 0), stack(labels, IGNORE)
+    )
+
+
+def encode_targets(tok: Any, prompts: Sequence[str], targets: Sequence[str]) -> TokenBatch:
+    """Tokenise prompt and target as one text, as a model would read it, and label the target.
+
+    A space is put before a target that has none. The target begins where the tokens leave those
+    of the prompt alone, so tokenizers that merge across the border are served too.
+    Raises RequestError for a target without tokens.
+    """
+    ids, labels = [], []
+    for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+        target = target if target.startswith(" ") else " " + target
+        alone, whole = tok(prompt)["input_ids"], tok(prompt + target)["input_ids"]
+        start = next(
+            (t for t, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone)
+        )
+        # The first token has nothing before it that could predict it.
+        start = max(start, 1)
+        if start >= len(whole):
+            raise RequestError(
+                f"Request {i}: target_new {target.strip()!r} has no tokens in this tokenizer; "
+                "give a target with visible text."
+            )
+        ids.append(whole)
+        labels.append([IGNORE] * (start - 1) + whole[start:] + [IGNORE])
+    return _pad(ids, labels)
+
+
+def encode_passages(
+    tok: Any, passages: Sequence[str], max_tokens: int, fraction: float = 0.9
+) -> TokenBatch:
+    """The first `max_tokens` of each passage, its last `fraction` of tokens to be predicted."""
+    ids, labels = [], []
+    for passage in passages:
+        tokens = tok(passage)["input_ids"][:max_tokens]
+        following = tokens[1:]
+        skip = len(following) - int(len(following) * fraction)
+        ids.append(tokens)
+        labels.append([IGNORE] * skip + following[skip:] + [IGNORE])
+    return _pad(ids, labels)
+
+
+def check_requests(requests: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The requests as a list, once each is known to have a prompt and a target_new with text."""
+    if isinstance(requests, Mapping):
+        raise RequestError("The requests must be a list; wrap a single request in [ ].")
+    requests = list(requests)
+    if not requests:
+        raise RequestError("There are no requests to apply; give at least one.")
+    for i, request in enumerate(requests):
+        if not isinstance(request, Mapping):
+            raise RequestError(
+                f"Request {i} is a {type(request).__name__}; "
+                "it must be a dict with 'prompt' and 'target_new'."
+            )
+        for key in ("prompt", "target_new"):
+            value = request.get(key)
+            if not isinstance(value, str) or not value.strip():
+                given = "is missing" if value is None else f"is {value!r}"
+                raise RequestError(
+                    f"Request {i}: {key!r} {given}; it must be a text that is not empty."
+                )
+    return requests
+
+
+def context_length(model: Any) -> int | None:
+    """Longest text in tokens that the model's positions reach, if its configuration says so."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def encode_requests(tok: Any, requests: Iterable[Mapping[str, Any]], model: Any) -> TokenBatch:
+    """Check and tokenise edit requests: nothing is changed when one of them is unusable."""
+    requests = check_requests(requests)
+    batch = encode_targets(
+        tok, [r["prompt"] for r in requests], [r["target_new"] for r in requests]
+    )
+    limit = context_length(model)
+    lengths = batch.attention_mask.sum(1).tolist()
+    for i, length in enumerate(lengths):
+        if limit is not None and length > limit:
+            raise RequestError(
+                f"Request {i}: prompt and target take {length} tokens, but the model's context "
+                f"holds {limit}; shorten the prompt."
+            )
+    return batch

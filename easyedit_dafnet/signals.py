@@ -1,0 +1,201 @@
+"""Sequential edit signals: what each edited module saw, and what it was blamed for (paper, 3.2).
+
+For an edit with loss L = sum of -log p(target_new | prompt) on the *unedited* model, a module
+y = xW gives per token its input x and the gradient delta = dL/dy. The gradient of W would be the
+sum of the outer products of x and delta; DAFNet works on the factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.pytorch_utils import Conv1D
+
+from .dafnet_hparams import nearest
+from .records import IGNORE, TokenBatch
+
+# Powers of two, so that dividing it out again is exact. float16 gradients would underflow.
+LOSS_SCALE = {torch.float16: 1024.0}
+
+
+@dataclass(frozen=True)
+class EditedModule:
+    """A linear module of the language model that DAFNet edits; y = xW with W [d_in, d_out]."""
+
+    name: str
+    d_in: int
+    d_out: int
+    transposed: bool  # torch.nn.Linear stores W transposed, GPT-2's Conv1D does not
+    has_bias: bool
+
+    @property
+    def shape(self) -> str:
+        return f"({self.d_in}, {self.d_out})"
+
+    @property
+    def weight_name(self) -> str:
+        return f"{self.name}.weight"
+
+    @property
+    def bias_name(self) -> str:
+        return f"{self.name}.bias"
+
+
+@dataclass(frozen=True)
+class EditSignals:
+    """Signals of n edits at one module, the tokens of edit 0 first, then those of edit 1, ...
+
+    x: [T, d_in], delta: [T, d_out], float32; lengths: [n], kept tokens per edit, their sum is T.
+    """
+
+    x: Tensor
+    delta: Tensor
+    lengths: Tensor
+
+    def to(self, device: torch.device | str) -> EditSignals:
+        return EditSignals(self.x.to(device), self.delta.to(device), self.lengths.to(device))
+
+
+def concatenate(parts: Sequence[EditSignals]) -> EditSignals:
+    """The signals of one module for all the edits of several batches, in order."""
+    return EditSignals(
+        torch.cat([p.x for p in parts]),
+        torch.cat([p.delta for p in parts]),
+        torch.cat([p.lengths for p in parts]),
+    )
+
+
+def find_modules(model: nn.Module, names: Sequence[str]) -> list[EditedModule]:
+    """Look the modules up. Raises ValueError naming the nearest module when one is not there."""
+    named = dict(model.named_modules())
+    shared = _shared_weights(model)
+    found = []
+    for name in names:
+        name = name.removesuffix(".weight")
+        module = named.get(name)
+        if module is None:
+            linear = [k for k, m in named.items() if isinstance(m, nn.Linear | Conv1D)]
+            raise ValueError(
+                f"inner_params: the model has no module {name!r}; {nearest(name, linear)}"
+            )
+        if isinstance(module, Conv1D):
+            d_in, d_out = module.weight.shape
+        elif type(module) is nn.Linear:
+            d_out, d_in = module.weight.shape
+        else:
+            raise ValueError(
+                f"inner_params: {name!r} is a {type(module).__name__}; "
+                "DAFNet edits torch.nn.Linear and GPT-2's Conv1D only."
+            )
+        if other := shared.get(f"{name}.weight"):
+            raise ValueError(
+                f"inner_params: {name!r} shares its weight with {other!r}, which would be edited "
+                "too; choose another module or untie the weights."
+            )
+        found.append(
+            EditedModule(
+                name, d_in, d_out, isinstance(module, nn.Linear), module.bias is not None
+            )
+        )
+    return found
+
+
+def _shared_weights(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that are one tensor under several names, each with another's name."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {
+        name: next(other for other in group if other != name)
+        for group in names.values()
+        if len(group) > 1
+        for name in group
+    }
+
+
+@contextmanager
+def inference_mode_of(model: nn.Module) -> Iterator[None]:
+    """No dropout and no gradients to the model's own parameters; both as before afterwards."""
+    training = model.training
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+def target_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log probabilities of the labelled tokens, [number of target tokens], in row order."""
+    targets = labels != IGNORE
+    return logits[targets].float().log_softmax(-1).gather(1, labels[targets][:, None]).squeeze(1)
+
+
+def edit_signals(
+    model: Any,
+    modules: Sequence[EditedModule],
+    batch: TokenBatch,
+    originals: Mapping[str, Tensor] | None = None,
+) -> list[EditSignals]:
+    """Signals of the batch's edits at every module, on the unedited model.
+
+    `originals` holds the unedited parameters by name where the model's own are edited already.
+    Kept are the tokens up to the last that predicts a target, without those at which x or delta
+    is all zero: prompt tokens that the loss does not reach, as in the last layer's MLP.
+    Raises FloatingPointError when a signal is not finite.
+    """
+    batch = batch.to(next(model.parameters()).device)
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def watch(name: str):
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            # The first edited module starts the graph; below it nothing is recorded.
+            if not output.requires_grad:
+                output = output.detach().requires_grad_()
+            inputs[name], outputs[name] = args[0].detach(), output
+            return output
+
+        return hook
+
+    with ExitStack() as stack, torch.enable_grad():
+        stack.enter_context(inference_mode_of(model))
+        for module in modules:
+            handle = model.get_submodule(module.name).register_forward_hook(watch(module.name))
+            stack.callback(handle.remove)
+        logits = functional_call(
+            model,
+            dict(originals or {}),
+            kwargs={
+                "input_ids": batch.input_ids,
+                "attention_mask": batch.attention_mask,
+                "use_cache": False,
+            },
+        ).logits
+        scale = LOSS_SCALE.get(logits.dtype, 1.0)
+        loss = -scale * target_log_probs(logits, batch.labels.to(logits.device)).sum()
+        gradients = torch.autograd.grad(loss, [outputs[m.name] for m in modules])
+
+    # Positions up to the last one that predicts a target token.
+    reach = batch.targets.flip(1).cumsum(1).flip(1) > 0
+    signals = []
+    for module, gradient in zip(modules, gradients, strict=True):
+        x, delta = inputs[module.name].float(), gradient.float() / scale
+        if not (torch.isfinite(x).all() and torch.isfinite(delta).all()):
+            raise FloatingPointError(
+                f"The edit signals at {module.name} are not finite; check the model's weights, or "
+                "load it in bfloat16 or float32."
+            )
+        keep = reach.to(x.device) & (x != 0).any(-1) & (delta != 0).any(-1)
+        signals.append(EditSignals(x[keep], delta[keep], keep.sum(1)))
+    return signals
