@@ -1,0 +1,387 @@
+"""Edit training of DAFNet (paper, 3.4), used as EasyEdit's users use `EditTrainer`:
+
+    trainer = DAFNetTrainer(config=hparams, train_set=train_ds, val_set=val_ds)
+    trainer.run()
+
+Each step simulates a sequence of n edits: their signals pass the networks once, the changed
+weights are judged on the losses, and what the losses say of the changes goes back through the
+networks. The language model itself is never changed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, harmonic_mean
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from tqdm import tqdm
+
+from . import __version__
+from .checkpoint import describe_base_model, load_dafnet, save_dafnet
+from .dafnet import DAFNet, Update
+from .dafnet_hparams import DAFNetTrainingHparams, SettingsError
+from .losses import LossTerm, backward_losses, loss_texts
+from .records import TokenBatch, check_requests, encode_passages, encode_targets
+from .scoring import sequence_scores
+from .signals import EditSignals, concatenate, edit_signals, find_modules, inference_mode_of
+
+LOG = logging.getLogger(__name__)
+PASSAGES_GENERATED = 64
+
+
+@dataclass
+class Curriculum:
+    """Length N of the training sequences: it grows when the loss no longer falls."""
+
+    length: int = 1
+    longest: int = 1000
+    patience: int = 3000
+    growth: float = 0.25
+    rate: float = 0.01  # of the exponential average
+    average: float = 1.0
+    minimum: float = 10.0
+    minimum_step: int = 0
+
+    def update(self, loss: float, step: int) -> None:
+        self.average += self.rate * (loss - self.average)
+        if self.average < self.minimum:
+            self.minimum, self.minimum_step = self.average, step
+        waited = step - self.minimum_step
+        decades = max(1.0, torch.tensor(float(self.length)).log10().item())
+        if waited > self.patience / decades and self.length < self.longest:
+            self.length += max(int(self.length * self.growth), 10)
+            self.length = min(self.length, self.longest)
+            self.average += 0.3
+            self.minimum, self.minimum_step = 10.0, step
+
+
+def as_records(data: Any, name: str) -> list[Mapping[str, Any]]:
+    """The records of an EasyEdit data set, a torch Dataset or a list, checked for what is used."""
+    records = [data[i] for i in range(len(data))]
+    try:
+        check_requests(records)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    for i, record in enumerate(records):
+        if record.get("locality_prompt") and not record.get("locality_ground_truth"):
+            raise ValueError(
+                f"{name}: record {i} has a locality_prompt but no locality_ground_truth; give the "
+                "answer whose tokens must stay."
+            )
+    return records
+
+
+class DAFNetTrainer:
+    """Trains DAFNet's auxiliary networks for one language model.
+
+    config: DAFNetTrainingHparams. train_set: an EasyEdit data set or any list of records (dicts
+    with prompt, target_new and, each optional, rephrase_prompt, locality_prompt with
+    locality_ground_truth, prefix), or {name: data set} for several; a batch then comes from one
+    of them at a time. val_set: records to validate on; the checkpoint with the best score is
+    kept. model, tok: a language model in memory, else config.model_name is loaded.
+    """
+
+    def __init__(
+        self,
+        config: DAFNetTrainingHparams,
+        train_set: Any,
+        val_set: Any = None,
+        model: Any = None,
+        tok: Any = None,
+    ) -> None:
+        if not isinstance(config, DAFNetTrainingHparams):
+            raise SettingsError(
+                f"config is a {type(config).__name__}; DAFNetTrainer takes DAFNetTrainingHparams."
+            )
+        self.config = config
+        sets = train_set if isinstance(train_set, Mapping) else {"edits": train_set}
+        self.train_sets = {name: as_records(data, f"train_set {name!r}") for name, data in sets.items()}
+        self.val_records = as_records(val_set, "val_set") if val_set is not None else []
+
+        device = config.torch_device
+        if model is None:
+            loader = getattr(transformers, config.model_class)
+            model = loader.from_pretrained(
+                config.model_name,
+                torch_dtype=torch.bfloat16 if config.half else torch.float32,
+                device_map="auto" if config.model_parallel else None,
+            )
+            if not config.model_parallel:
+                model.to(device)
+        if tok is None:
+            tok = getattr(transformers, config.tokenizer_class).from_pretrained(
+                config.tokenizer_name
+            )
+        self.model, self.tok = model, tok
+
+        self.random = random.Random(config.seed)
+        torch.manual_seed(config.seed)
+        self.modules = find_modules(model, config.inner_params)
+        if config.archive:
+            self.dafnet = load_dafnet(config.archive, device).requires_grad_(True)
+        else:
+            self.dafnet = DAFNet(
+                self.modules,
+                config.network_sizes,
+                edit_lr=config.edit_lr,
+                edit_bias=config.edit_bias,
+                train_fusion=config.train_fusion,
+                fusion_order=config.fusion_order,
+            ).to(device)
+        self.optimizer = torch.optim.Adam(
+            [
+                {"params": list(self.dafnet.networks.parameters()), "lr": config.lr},
+                {"params": [self.dafnet.step_sizes], "lr": config.lr_lr},
+            ]
+        )
+        self.warmup = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: min(1.0, (step + 1) / (config.lr_warmup + 1))
+        )
+        self.curriculum = Curriculum(
+            length=config.seq_len_start,
+            longest=config.seq_len_max,
+            patience=config.seq_len_patience,
+            growth=config.seq_len_growth,
+            rate=config.ema_loss,
+        )
+        name = Path(config.model_name).name
+        self.save_path = Path(config.results_dir) / "models" / "DAFNet" / name
+        self.log_path = Path(config.results_dir) / "logs" / "DAFNet" / f"{name}.jsonl"
+        self.step, self.best = 0, {"score": -1.0}
+
+    # ---- one step -------------------------------------------------------------------------------
+
+    def signals(self, records: Sequence[Mapping[str, Any]]) -> list[EditSignals]:
+        """Signals of the records' edits, one EditSignals a module."""
+        batch = encode_targets(
+            self.tok, [r["prompt"] for r in records], [r["target_new"] for r in records]
+        )
+        parts = [
+            edit_signals(self.model, self.modules, part)
+            for part in batch.split(self.config.signal_batch_size)
+        ]
+        return [concatenate(p) for p in zip(*parts, strict=True)]
+
+    def edited(self, updates: Sequence[Update]) -> dict[str, Tensor]:
+        """The edited parameters by name, with their graph back to the updates."""
+        parameters = {}
+        for module, update in zip(self.modules, updates, strict=True):
+            step = update.step_weight.T if module.transposed else update.step_weight
+            steps = {module.weight_name: step}
+            if update.step_bias is not None:
+                steps[module.bias_name] = update.step_bias
+            for name, change in steps.items():
+                original = self.model.get_parameter(name).detach()
+                parameters[name] = (original.float() + change.to(original.device)).to(original.dtype)
+        return parameters
+
+    def loss_terms(self, records: list[Mapping[str, Any]]) -> list[LossTerm]:
+        """The losses of a batch, each on at most `loss_sample_max_count` of its texts."""
+        weights = {
+            "reliability": self.config.reliability_weight,
+            "generality": self.config.generality_weight,
+            "locality": self.config.locality_weight,
+        }
+        terms = []
+        for name, kind, batch in loss_texts(self.tok, records):
+            count = min(len(batch), self.config.loss_sample_max_count)
+            rows = sorted(self.random.sample(range(len(batch)), count))
+            terms.append(LossTerm(name, kind, weights[kind], batch[rows]))
+        if self.passages is not None:
+            row = self.random.randrange(len(self.passages))
+            batch = self.passages[[row]]
+            terms.append(LossTerm("passage", "locality", weights["locality"], batch))
+        return terms
+
+    def train_step(self, records: list[Mapping[str, Any]]) -> dict[str, float]:
+        """One step of training on a sequence of edits. Returns the losses."""
+        self.dafnet.train()
+        if self.config.norm_warmup_edits:  # the statistics are set already
+            for network in self.dafnet.networks.values():
+                network.norm.eval()
+        parameters = self.edited(self.dafnet(self.signals(records)))
+        # One backward pass through the networks for all losses: collect at the weights first.
+        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
+        with inference_mode_of(self.model):
+            losses = backward_losses(
+                self.model, self.loss_terms(records), leaves, self.config.loss_batch_size
+            )
+        torch.autograd.backward(
+            list(parameters.values()), [leaf.grad for leaf in leaves.values()]
+        )
+        losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
+            self.dafnet.networks.parameters(), self.config.grad_clip
+        ).item()
+        self.optimizer.step()
+        self.warmup.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return losses
+
+    # ---- before, between and after --------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Set the statistics of the normalisation and find the passages."""
+        edits = self.config.norm_warmup_edits
+        if edits and not self.config.archive and self.config.norm_layer != "layer":
+            pool = [r for records in self.train_sets.values() for r in records]
+            some = self.random.sample(pool, min(edits, len(pool)))
+            step = self.config.signal_batch_size
+            for i in tqdm(range(0, len(some), step), desc="Signal statistics", leave=False):
+                for module, signals in zip(
+                    self.modules, self.signals(some[i : i + step]), strict=True
+                ):
+                    signals = signals.to(self.dafnet.device)
+                    self.dafnet.networks[module.shape].norm.update(
+                        torch.cat([signals.x, signals.delta], -1)
+                    )
+        self.passages = self.read_passages()
+
+    def read_passages(self) -> TokenBatch | None:
+        """Plain text whose predictions must stay."""
+        source, limit = self.config.passages, self.config.passage_max_tokens
+        if source is None:
+            return None
+        if source == "generated":
+            texts = self.generate_passages(limit)
+        elif Path(source).is_file():
+            paragraphs = Path(source).read_text(encoding="utf-8").splitlines()
+            texts = [p for p in paragraphs if len(p.split()) > 20]
+        else:
+            raise SettingsError(
+                f"Setting 'passages' is {source!r}, but there is no such file; name a text file, "
+                "or set `passages: generated` or null."
+            )
+        if not texts:
+            raise SettingsError(f"passages: {source!r} has no line of more than 20 words.")
+        return encode_passages(self.tok, texts, limit)
+
+    def generate_passages(self, length: int) -> list[str]:
+        """What the unedited model itself goes on to say after some prompts of the data."""
+        pool = [r for records in self.train_sets.values() for r in records]
+        prompts = [r["prompt"] for r in self.random.sample(pool, min(PASSAGES_GENERATED, len(pool)))]
+        texts = []
+        with inference_mode_of(self.model):
+            for prompt in tqdm(prompts, desc="Passages", leave=False):
+                start = self.tok(prompt, return_tensors="pt").to(self.model.device)
+                out = self.model.generate(
+                    **start,
+                    do_sample=True,
+                    max_length=length,
+                    pad_token_id=self.tok.eos_token_id,
+                )
+                texts.append(self.tok.decode(out[0], skip_special_tokens=True))
+        return texts
+
+    def batches(self) -> list[Mapping[str, Any]]:
+        """Records of the next step: from one data set, 1 to N of them."""
+        records = self.train_sets[self.random.choice(sorted(self.train_sets))]
+        n = self.random.randint(1, self.curriculum.length)
+        return self.random.sample(records, min(n, len(records)))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Scores after sequences of each length in `val_seq_lens`, on the validation records.
+
+        {"reliability@10": ..., "score": mean over the lengths of the harmonic mean}.
+        """
+        self.dafnet.eval()
+        records = self.val_records[: self.config.val_edits]
+        scores: dict[str, float] = {}
+        for length in self.config.val_seq_lens:
+            sequences = [records[i : i + length] for i in range(0, len(records), length)]
+            totals: dict[str, float] = {}
+            for sequence in sequences:
+                parameters = self.edited(self.dafnet(self.signals(sequence)))
+                with inference_mode_of(self.model):
+                    result = sequence_scores(self.model, self.tok, sequence, parameters)
+                for key, value in result.items():
+                    totals[key] = totals.get(key, 0.0) + value * len(sequence) / len(records)
+            totals["score"] = harmonic_mean(totals.values())
+            scores |= {f"{key}@{length}": round(value, 4) for key, value in totals.items()}
+        scores["score"] = fmean(scores[f"score@{n}"] for n in self.config.val_seq_lens)
+        return scores
+
+    def save(self, scores: Mapping[str, float]) -> None:
+        """Write the checkpoint with all that is needed to know where it comes from."""
+        name = Path(self.config.model_name).name
+        save_dafnet(
+            self.dafnet,
+            self.save_path,
+            describe_base_model(self.model, name, self.modules),
+            {
+                "settings": {**asdict(self.config), "model_name": name, "tokenizer_name": name},
+                "step": self.step,
+                "minutes": round((time.perf_counter() - self.started) / 60, 1),
+                "records": {k: len(v) for k, v in self.train_sets.items()},
+                "validation": dict(scores),
+                "versions": {
+                    "easyedit_dafnet": __version__,
+                    "torch": torch.__version__,
+                    "transformers": transformers.__version__,
+                },
+            },
+        )
+
+    def run(self) -> dict[str, float]:
+        """Train for `max_iters` steps. Returns the scores of the checkpoint that was kept."""
+        config, self.started = self.config, time.perf_counter()
+        self.prepare()
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        writer = self.tensorboard()
+        with self.log_path.open("w") as log, tqdm(total=config.max_iters, desc="DAFNet") as bar:
+
+            def note(values: Mapping[str, float]) -> None:
+                values = {"step": self.step, **values}
+                log.write(json.dumps(values) + "\n")
+                log.flush()
+                if writer is not None:
+                    for key, value in values.items():
+                        writer.add_scalar(key, value, self.step)
+
+            while self.step < config.max_iters:
+                records = self.batches()
+                losses = self.train_step(list(records))
+                self.step += 1
+                self.curriculum.update(losses["loss"], self.step)
+                bar.update()
+                bar.set_postfix(loss=f"{self.curriculum.average:.3f}", N=self.curriculum.length)
+                if self.step % config.log_interval == 0:
+                    note({**losses, "edits": len(records), "N": self.curriculum.length,
+                          "average": self.curriculum.average,
+                          "seconds": time.perf_counter() - self.started})  # fmt: skip
+                last = self.step == config.max_iters
+                if self.val_records and (last or self.step % config.val_interval == 0):
+                    scores = self.validate()
+                    note(scores)
+                    bar.write(f"step {self.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in scores.items()))
+                    if scores["score"] > self.best["score"]:
+                        self.best = scores
+                        self.save(scores)
+            if not self.val_records:
+                self.best = {}
+                self.save({})
+        if writer is not None:
+            writer.close()
+        LOG.info("The trained DAFNet is in %s", self.save_path)
+        return self.best
+
+    def tensorboard(self) -> Any:
+        if not self.config.tensorboard:
+            return None
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ImportError(
+                "Setting 'tensorboard' needs the extra of that name: "
+                'pip install "easyedit_dafnet[tensorboard]".'
+            ) from None
+        return SummaryWriter(str(self.log_path.parent / "tensorboard"))
