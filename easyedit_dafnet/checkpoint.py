@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -140,9 +141,7 @@ def dafnet_for(model: torch.nn.Module, hparams: DAFNetHyperParams) -> DAFNet:
     Raises SettingsError or CheckpointError in one sentence where they do not fit.
     """
     if not hparams.archive:
-        raise SettingsError(
-            "Setting 'archive' is not given; name the folder of a trained DAFNet."
-        )
+        raise SettingsError("Setting 'archive' is not given; name the folder of a trained DAFNet.")
     modules = find_modules(model, hparams.inner_params)
     device = model.get_parameter(modules[0].weight_name).device
     dafnet = load_dafnet(hparams.archive, device)
@@ -270,7 +269,7 @@ def import_released_checkpoint(
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         networks, step_sizes = content["aux_models"], content["edit_lrs"]
         networks = networks[0] if isinstance(networks, tuple) else networks
-    except Exception as error:  # noqa: BLE001 - unpickling damaged files raises nearly anything
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{checkpoint} is not a checkpoint of the authors' code "
             f"({type(error).__name__}: {str(error).splitlines()[0][:120]})."
@@ -293,8 +292,7 @@ def import_released_checkpoint(
         dafnet.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(
-            f"{checkpoint} does not fit {config} and {model}: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"{checkpoint} does not fit {config} and {model}: {' '.join(str(error).split())[:300]}"
         ) from None
 
     base = describe_base_model(language_model, str(model), modules)
@@ -317,9 +315,7 @@ def import_released_checkpoint(
     return target
 
 
-def describe_base_model(
-    model: Any, name: str, modules: list[EditedModule]
-) -> dict[str, Any]:
+def describe_base_model(model: Any, name: str, modules: list[EditedModule]) -> dict[str, Any]:
     """What a checkpoint remembers of the language model it was trained for."""
     return {
         "name": name,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,17 @@ class DAFNet(nn.Module):
         self.modes = [shapes[m.shape].index(m) for m in modules]
         self.step_sizes = nn.Parameter(torch.full([len(modules)], edit_lr))  # eta
 
+        self.base_model: dict[str, Any] = {}  # what the checkpoint says of the language model
+
+    def network(self, module: EditedModule) -> AuxiliaryNetwork:
+        """The network of the module's shape."""
+        return cast(AuxiliaryNetwork, self.networks[module.shape])
+
+    def update_statistics(self, signals: Sequence[EditSignals]) -> None:
+        """Add the edits' tokens to the running statistics. signals: one a module."""
+        for module, s in zip(self.edited, signals, strict=True):
+            self.network(module).update_statistics(torch.cat([s.x, s.delta], -1).to(self.device))
+
     @property
     def device(self) -> torch.device:
         return self.step_sizes.device
@@ -89,7 +100,7 @@ class DAFNet(nn.Module):
 
     def update(self, m: int, signals: EditSignals, past: list[PastEdits] | None) -> Update:
         """The update of module m (paper, 3.3, gradient fusion)."""
-        network = self.networks[self.edited[m].shape]
+        network = self.network(self.edited[m])
         signals = signals.to(self.device)
         lengths = signals.lengths
         x_hat, delta_hat, u, now = network(

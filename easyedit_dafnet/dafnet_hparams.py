@@ -156,7 +156,9 @@ class _Settings:
         self.inner_params = [p.removesuffix(".weight") for p in self.inner_params]
         twice = {p for p in self.inner_params if self.inner_params.count(p) > 1}
         if twice:
-            raise SettingsError(f"Setting 'inner_params' names {min(twice)!r} twice; once is enough.")
+            raise SettingsError(
+                f"Setting 'inner_params' names {min(twice)!r} twice; once is enough."
+            )
         for name in POSITIVE & {f.name for f in fields(self)}:
             if getattr(self, name) <= 0:
                 raise SettingsError(
@@ -199,9 +201,7 @@ class _Settings:
         known = {f.name: f for f in fields(cls)}
         for key in content:
             if key not in known:
-                raise SettingsError(
-                    f"{path}: unknown setting {key!r}; {nearest(str(key), known)}"
-                )
+                raise SettingsError(f"{path}: unknown setting {key!r}; {nearest(str(key), known)}")
         for name, f in known.items():
             required = f.default is MISSING and f.default_factory is MISSING
             if required and name not in content:

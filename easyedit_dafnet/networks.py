@@ -220,6 +220,11 @@ class AuxiliaryNetwork(nn.Module):
         self.norm: nn.Module = NORMS[sizes.norm_layer](dim)
         self.layers = nn.ModuleList(FusionLayer(dim, modes, sizes) for _ in range(sizes.layer_n))
 
+    def update_statistics(self, s: Tensor) -> None:
+        """Add the tokens of s [T, D] to the running statistics, where the norm has some."""
+        if isinstance(self.norm, ExactNorm | MomentumNorm):
+            self.norm.update(s)
+
     def forward(
         self, s: Tensor, lengths: Tensor, mode: int, past: list[PastEdits] | None
     ) -> tuple[Tensor, Tensor, Tensor, list[PastEdits]]:

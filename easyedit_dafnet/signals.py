@@ -7,7 +7,7 @@ sum of the outer products of x and delta; DAFNet works on the factors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -99,9 +99,7 @@ def find_modules(model: nn.Module, names: Sequence[str]) -> list[EditedModule]:
                 "too; choose another module or untie the weights."
             )
         found.append(
-            EditedModule(
-                name, d_in, d_out, isinstance(module, nn.Linear), module.bias is not None
-            )
+            EditedModule(name, d_in, d_out, isinstance(module, nn.Linear), module.bias is not None)
         )
     return found
 
@@ -158,7 +156,7 @@ def edit_signals(
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
-    def watch(name: str):
+    def watch(name: str) -> Callable[..., Tensor]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             # The first edited module starts the graph; below it nothing is recorded.
             if not output.requires_grad:

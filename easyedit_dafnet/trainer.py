@@ -104,7 +104,9 @@ class DAFNetTrainer:
             )
         self.config = config
         sets = train_set if isinstance(train_set, Mapping) else {"edits": train_set}
-        self.train_sets = {name: as_records(data, f"train_set {name!r}") for name, data in sets.items()}
+        self.train_sets = {
+            name: as_records(data, f"train_set {name!r}") for name, data in sets.items()
+        }
         self.val_records = as_records(val_set, "val_set") if val_set is not None else []
 
         device = config.torch_device
@@ -181,7 +183,9 @@ class DAFNetTrainer:
                 steps[module.bias_name] = update.step_bias
             for name, change in steps.items():
                 original = self.model.get_parameter(name).detach()
-                parameters[name] = (original.float() + change.to(original.device)).to(original.dtype)
+                parameters[name] = (original.float() + change.to(original.device)).to(
+                    original.dtype
+                )
         return parameters
 
     def loss_terms(self, records: list[Mapping[str, Any]]) -> list[LossTerm]:
@@ -204,10 +208,8 @@ class DAFNetTrainer:
 
     def train_step(self, records: list[Mapping[str, Any]]) -> dict[str, float]:
         """One step of training on a sequence of edits. Returns the losses."""
-        self.dafnet.train()
-        if self.config.norm_warmup_edits:  # the statistics are set already
-            for network in self.dafnet.networks.values():
-                network.norm.eval()
+        # Only the normalisation tells training from evaluation: it then goes on counting.
+        self.dafnet.train(not self.config.norm_warmup_edits)
         parameters = self.edited(self.dafnet(self.signals(records)))
         # One backward pass through the networks for all losses: collect at the weights first.
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
@@ -215,9 +217,7 @@ class DAFNetTrainer:
             losses = backward_losses(
                 self.model, self.loss_terms(records), leaves, self.config.loss_batch_size
             )
-        torch.autograd.backward(
-            list(parameters.values()), [leaf.grad for leaf in leaves.values()]
-        )
+        torch.autograd.backward(list(parameters.values()), [leaf.grad for leaf in leaves.values()])
         losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
             self.dafnet.networks.parameters(), self.config.grad_clip
         ).item()
@@ -231,18 +231,12 @@ class DAFNetTrainer:
     def prepare(self) -> None:
         """Set the statistics of the normalisation and find the passages."""
         edits = self.config.norm_warmup_edits
-        if edits and not self.config.archive and self.config.norm_layer != "layer":
+        if edits and not self.config.archive:
             pool = [r for records in self.train_sets.values() for r in records]
             some = self.random.sample(pool, min(edits, len(pool)))
             step = self.config.signal_batch_size
             for i in tqdm(range(0, len(some), step), desc="Signal statistics", leave=False):
-                for module, signals in zip(
-                    self.modules, self.signals(some[i : i + step]), strict=True
-                ):
-                    signals = signals.to(self.dafnet.device)
-                    self.dafnet.networks[module.shape].norm.update(
-                        torch.cat([signals.x, signals.delta], -1)
-                    )
+                self.dafnet.update_statistics(self.signals(some[i : i + step]))
         self.passages = self.read_passages()
 
     def read_passages(self) -> TokenBatch | None:
@@ -267,7 +261,9 @@ class DAFNetTrainer:
     def generate_passages(self, length: int) -> list[str]:
         """What the unedited model itself goes on to say after some prompts of the data."""
         pool = [r for records in self.train_sets.values() for r in records]
-        prompts = [r["prompt"] for r in self.random.sample(pool, min(PASSAGES_GENERATED, len(pool)))]
+        prompts = [
+            r["prompt"] for r in self.random.sample(pool, min(PASSAGES_GENERATED, len(pool)))
+        ]
         texts = []
         with inference_mode_of(self.model):
             for prompt in tqdm(prompts, desc="Passages", leave=False):
@@ -362,7 +358,9 @@ class DAFNetTrainer:
                 if self.val_records and (last or self.step % config.val_interval == 0):
                     scores = self.validate()
                     note(scores)
-                    bar.write(f"step {self.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in scores.items()))
+                    bar.write(
+                        f"step {self.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in scores.items())
+                    )
                     if scores["score"] > self.best["score"]:
                         self.best = scores
                         self.save(scores)

