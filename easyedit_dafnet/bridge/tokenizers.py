@@ -10,7 +10,7 @@ import importlib
 from typing import Any
 
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
-from transformers.utils import cached_file
+from transformers.utils import cached_file, is_sentencepiece_available
 
 
 class _LlamaTokenizerType(type):
@@ -24,14 +24,15 @@ class AnyLlamaTokenizer(metaclass=_LlamaTokenizerType):
 
     @staticmethod
     def from_pretrained(model_name: str, **kwargs: Any) -> Any:
-        """Return the model's `LlamaTokenizer` where it has a SentencePiece model, else its own."""
+        """Return `LlamaTokenizer` for a readable SentencePiece model, else the right one."""
         sentencepiece_model = cached_file(
             model_name,
             "tokenizer.model",
             _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False,
         )
-        kind = AutoTokenizer if sentencepiece_model is None else LlamaTokenizer
+        readable = sentencepiece_model is not None and is_sentencepiece_available()
+        kind = LlamaTokenizer if readable else AutoTokenizer
         return kind.from_pretrained(model_name, **kwargs)
 
 
