@@ -133,15 +133,16 @@ _CURRENCY_NAMES = {
 _UNCLEAR_LANGUAGE = _words("BF CY ET IQ ME ML NE SD SY ZA")
 _LANGUAGE_NAMES = {"Bangla": "Bengali", "Divehi": "Dhivehi"}
 
-# Cities that are parts of cities, or in territories under dispute.
-_NO_CITIES = _words("""
-    Brooklyn Queens Manhattan Bronx Kowloon Jerusalem Ariel Donetsk Luhansk Mariupol Kherson
-    Sevastopol Simferopol Zaporizhzhia Zaporizhzhya Melitopol Berdyansk Makiyivka Horlivka
-    Yevpatoriya Kerch Puxi Pudong Pest Tiraspol Bender Sokhumi Hargeysa Hargeisa Berbera Burao Famagusta Kyrenia Stepanakert Srinagar Jammu
-    Itanagar Muzaffarabad Gilgit Mirpur Skardu Laayoune Dakhla
-""") | {
-    "East Jerusalem",
-    "West Jerusalem",
+# Regions under dispute, by GeoNames' numbers, and cities in others or that are parts of cities.
+_DISPUTED = {
+    *(("UA", number) for number in ("05", "08", "11", "14", "20", "26")),
+    *(("SO", number) for number in ("12", "19", "20", "21", "22")),
+    *(("IN", number) for number in ("12", "30", "41")),
+    *(("PK", number) for number in ("06", "07")),
+    *(("MD", number) for number in ("58", "62")),
+    *(("GE", "02"), ("IL", "06"), ("IL", "WE")),
+}
+_NO_CITIES = _words("Brooklyn Bronx Famagusta Kyrenia Manhattan Pest Pudong Puxi Queens") | {
     "The Bronx",
     "Staten Island",
     "New South Memphis",
@@ -382,6 +383,7 @@ def _read_cities() -> list[_City]:
         if row["population"] >= 100_000
         and name not in taken
         and not regions[name] - {row["countrycode"]}
+        and (row["countrycode"], row["admin1code"]) not in _DISPUTED
         and _is_plain(row["name"])
         and not _NOT_A_CITY.search(row["name"])
         and not any(
@@ -393,7 +395,7 @@ def _read_cities() -> list[_City]:
 
 
 _NOT_A_CITY = re.compile(
-    r"\b(New|Old) Town\b|\b(Estate|Centro|District|Province|Township|Circo\w+|Island)\b|City of"
+    r"\b(New|Old) Town\b|\b(Estate|Centro|District|Province|Township|Circo\w+|Island)\b|City of|skyi$"
     r"|-(si|ni|ri|gu|gun|dong|ku)$"
 )
 
