@@ -395,8 +395,8 @@ def _read_cities() -> list[_City]:
 
 
 _NOT_A_CITY = re.compile(
-    r"\b(New|Old) Town\b|\b(Estate|Centro|District|Province|Township|Circo\w+|Island)\b|City of|skyi$"
-    r"|-(si|ni|ri|gu|gun|dong|ku)$"
+    r"\b(New|Old) Town\b|\b(Estate|Centro|District|Province|Township|Circo\w+|Island)\b"
+    r"|City of|skyi$|-(si|ni|ri|gu|gun|dong|ku)$"
 )
 
 
