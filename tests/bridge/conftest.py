@@ -18,7 +18,7 @@ from easyedit_dafnet.dafnet import DAFNet
 from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams
 from easyedit_dafnet.networks import NetworkSizes
 from easyedit_dafnet.signals import find_modules
-from tests.tiny import LLAMA_MODULES, tiny_llama
+from tests.tiny import GPT2_MODULES, LLAMA_MODULES, tiny_gpt2, tiny_llama
 
 SIZES: dict[str, Any] = {
     "layer_n": 1,
@@ -35,6 +35,15 @@ def _in_scratch_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
+def untrained_archive(model_folder: Path, modules: list[str], archive: Path) -> Path:
+    """An untrained DAFNet whose steps are long enough to be seen."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    edited = find_modules(model, modules)
+    torch.manual_seed(0)
+    dafnet = DAFNet(edited, NetworkSizes(**SIZES), edit_lr=0.1)
+    return save_dafnet(dafnet, archive, describe_base_model(model, archive.name, edited))
+
+
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
@@ -42,13 +51,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def archive(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained DAFNet for the tiny Llama whose steps are long enough to be seen."""
-    model = AutoModelForCausalLM.from_pretrained(llama)
-    modules = find_modules(model, LLAMA_MODULES)
-    torch.manual_seed(0)
-    dafnet = DAFNet(modules, NetworkSizes(**SIZES), edit_lr=0.1)
-    base_model = describe_base_model(model, "tiny-llama", modules)
-    return save_dafnet(dafnet, tmp_path_factory.mktemp("archives") / "tiny", base_model)
+    return untrained_archive(llama, LLAMA_MODULES, tmp_path_factory.mktemp("archives") / "llama")
 
 
 @pytest.fixture
@@ -63,6 +66,18 @@ def hparams(llama: Path, archive: Path) -> Callable[..., DAFNetHyperParams]:
         )
 
     return make
+
+
+@pytest.fixture
+def gpt2_hparams(tmp_path: Path) -> DAFNetHyperParams:
+    model = tiny_gpt2(tmp_path / "tiny-gpt2")
+    return DAFNetHyperParams(
+        model_name=str(model),
+        archive=str(untrained_archive(model, GPT2_MODULES, tmp_path / "archive")),
+        inner_params=GPT2_MODULES,
+        device="cpu",
+        **SIZES,
+    )
 
 
 @pytest.fixture

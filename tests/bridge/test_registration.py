@@ -263,6 +263,18 @@ def test_edit_scores_the_edited_model(
     assert locality_with_changes_times(50) < 1
 
 
+def test_edit_of_gpt2(
+    host: HostInfo, gpt2_hparams: DAFNetHyperParams, inputs: dict[str, Any]
+) -> None:
+    editor = editor_for(gpt2_hparams)
+    before = weights(editor.model)
+    metrics, model, _ = editor.edit(**inputs, **keeping(host))
+    assert_scored(metrics)
+    assert same(before, weights(model))
+    _, model, _ = editor.edit(**inputs, **accumulating(host))
+    assert_close(weights(model), edited_directly(gpt2_hparams, *[[r] for r in REQUESTS[:3]]))
+
+
 def test_edit_requests(host: HostInfo, hparams: Hparams) -> None:
     requests = [{**r, "ground_truth": "a", "locality": {}, "portability": {}} for r in REQUESTS[:3]]
     editor = editor_for(hparams())
