@@ -15,7 +15,8 @@ def load_easyeditor() -> ModuleType:
 
     Multimodal modules whose packages are missing are replaced by stand-ins that raise ImportError
     when used. The release is made to run on `device: cpu` and to read byte-level BPE tokenizers.
-    A later `import easyeditor` gives the same module. Raises ImportError when there is no host.
+    A later `import easyeditor` gives the same module. Raises ImportError when there is no host,
+    or when the host lacks a package that editing text needs.
     """
     from . import loading
 
@@ -34,7 +35,10 @@ def register() -> HostInfo:
 
 
 def unregister() -> None:
-    """Put back everything that `register` changed; does nothing when it was not called."""
+    """Put back everything that `register` changed; does nothing when it was not called.
+
+    EasyEdit stays imported as `load_easyeditor` has imported it.
+    """
     from . import registration
 
     registration.unregister()

@@ -38,9 +38,9 @@ class HostInfo:
 def host_info() -> HostInfo:
     """Return which EasyEdit `import easyeditor` will give (or has given).
 
-    An `easyeditor` that is already imported counts first, then `EASYEDIT_HOME`, then whatever
-    is installed. Raises ImportError when there is none, when `EASYEDIT_HOME` is not a checkout,
-    or when another `easyeditor` than the one in `EASYEDIT_HOME` is already imported.
+    `EASYEDIT_HOME` counts first, then an `easyeditor` that is already imported, then whatever is
+    installed. Raises ImportError when there is none, when `EASYEDIT_HOME` is not a checkout, or
+    when another `easyeditor` than the one in `EASYEDIT_HOME` is already imported.
     """
     home = _package_in_easyedit_home()
     path = home or installed_package()

@@ -19,7 +19,16 @@ def load_easyeditor() -> ModuleType:
         if host.kind == "release":
             devices.install()
         textonly.install()  # after devices: the last one installed is asked first
-    easyeditor = importlib.import_module("easyeditor")
+    try:
+        easyeditor = importlib.import_module("easyeditor")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("easyeditor"):
+            raise
+        raise ImportError(
+            f"{host} needs the package {error.name}, which is not installed: "
+            "pip install 'easyedit_dafnet[host]'.",
+            name=error.name,
+        ) from error
     if host.kind == "release":
         devices.check(host)
         tokenizers.install()

@@ -97,6 +97,8 @@ def batch_edit(
             f"{len(ground_truth)} ground truths: give as many of each."
         )
     if locality_prompts is not None:
+        if locality_ground_truth is None:
+            raise ValueError("batch_edit got locality_prompts without locality_ground_truth.")
         locality = {"prompt": locality_prompts, "ground_truth": locality_ground_truth}
         inputs["locality_inputs"] = {"locality": locality, **inputs.get("locality_inputs", {})}
     requests = editor._prepare_requests(

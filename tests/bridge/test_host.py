@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -34,10 +34,9 @@ def test_host_is_found_without_importing_it(python: Python) -> None:
 
 
 def test_release_says_its_version(python: Python) -> None:
-    release = pytest.importorskip("importlib.metadata")
     try:
-        release.version("easyeditor")
-    except release.PackageNotFoundError:
+        version("easyeditor")
+    except PackageNotFoundError:
         pytest.skip("the release of EasyEdit is not installed")
     run = python(SHOW, EASYEDIT_HOME=None)
     assert run.stdout.startswith("EasyEdit release (0.0.1.dev0) in ")
@@ -96,4 +95,3 @@ def test_this_test_run_uses_the_host_that_it_names() -> None:
         pytest.skip("EASYEDIT_HOME is not set")
     assert host_info().kind == "main"
     assert host_info().path == Path(home).resolve() / "easyeditor"
-    assert sys.version_info >= (3, 10)

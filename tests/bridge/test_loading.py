@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,20 @@ def test_load_easyeditor_gives_the_module_that_import_gives(host: HostInfo) -> N
 
     assert load_easyeditor() is easyeditor
     assert Path(str(easyeditor.__file__)).resolve().parent == host.path
+
+
+def test_missing_package_is_one_sentence(
+    python: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    run = python(
+        "import sys; sys.modules['nltk'] = None\n"
+        "from easyedit_dafnet.bridge import load_easyeditor; load_easyeditor()"
+    )
+    message = run.stderr.splitlines()[-1]
+    assert message.startswith("ImportError: EasyEdit ")
+    assert message.endswith(
+        "needs the package nltk, which is not installed: pip install 'easyedit_dafnet[host]'."
+    )
 
 
 def edit(host: HostInfo, hparams: Any) -> float:
