@@ -122,7 +122,7 @@ def test_the_demo_prints_a_table_and_writes_every_edit(
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["t.json", "t.log"]
 
 
-@pytest.mark.parametrize("option", ["--single", "--single-rome", "--sequences", "--length"])
+@pytest.mark.parametrize("option", ["--single", "--rome-sequences", "--length"])
 def test_counts_below_one_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         demo.parse([option, "0"])
