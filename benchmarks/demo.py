@@ -29,7 +29,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -69,12 +69,13 @@ class Score:
 
 @dataclass
 class Edited:
-    """What one protocol gave for one method: the scores edit by edit, in order."""
+    """What one protocol gave for one method, edit by edit."""
 
     method: str
     protocol: str
-    scores: list[Score]
-    seconds: list[float]
+    requests: Sequence[Request]
+    scores: list[Score] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
 
     def mean(self, score: str) -> float:
         return fmean(getattr(s, score) for s in self.scores)
@@ -205,7 +206,7 @@ def edit_singly(
 ) -> Edited:
     """Apply each edit to the unedited model, score it, restore the weights."""
     snapshot = take_snapshot(editor.model)
-    result = Edited(editor.alg_name, "single", [], [])
+    result = Edited(editor.alg_name, "single", requests)
     for request, before in zip(requests, unedited, strict=True):
         result.seconds.append(apply_edit(editor, request))
         result.scores.append(to_score(evaluate(editor, request), before))
@@ -219,7 +220,7 @@ def edit_in_sequence(
 ) -> Edited:
     """Apply all edits one after another, then score all of them, then restore."""
     snapshot = take_snapshot(editor.model)
-    result = Edited(editor.alg_name, "sequence", [], [])
+    result = Edited(editor.alg_name, "sequence", requests)
     for request in requests:
         result.seconds.append(apply_edit(editor, request))
         step()
@@ -346,8 +347,8 @@ def run(options: argparse.Namespace, console: Console, log: TextIO) -> list[Edit
             del editor
             gc.collect()  # one copy of the model at a time
     scores = [to_score(quality, quality) for quality in unedited]
-    runs = [Edited("unedited", "single", scores[single], [])]
-    runs += [Edited("unedited", "sequence", scores[s], []) for s in sequences]
+    runs = [Edited("unedited", "single", requests[single], scores[single])]
+    runs += [Edited("unedited", "sequence", requests[s], scores[s]) for s in sequences]
     return runs + results
 
 
@@ -356,16 +357,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
-    parser.add_argument("--single", type=int, default=40, help="single edits (40)")
-    parser.add_argument(
-        "--single-rome",
-        type=int,
-        default=12,
-        help="with ROME, which is slow, the first of them (12)",
-    )
+    parser.add_argument("--single", type=int, default=20, help="single edits (20)")
     parser.add_argument("--sequences", type=int, default=2, help="number of sequences (2)")
     parser.add_argument("--length", type=int, default=10, help="edits in each sequence (10)")
-    parser.add_argument("--rome-single", type=int, default=10, help="single edits with ROME (10)")
+    parser.add_argument("--rome-single", type=int, default=8, help="single edits with ROME (8)")
     parser.add_argument("--rome-sequences", type=int, default=1, help="sequences with ROME (1)")
     parser.add_argument("--seed", type=int, default=0, help="draws the facts (0)")
     parser.add_argument("--out", type=Path, default=Path("results/demo.json"), help="the JSON file")

@@ -118,6 +118,7 @@ def test_the_demo_prints_a_table_and_writes_every_edit(
     rows = [(r["method"], r["protocol"], len(r["scores"])) for r in content["results"]]
     protocols = [("single", 2), ("sequence", 2), ("sequence", 2)]
     assert rows == [(m, *p) for m in ("unedited", "FT", "DAFNet") for p in protocols]
+    assert all(len(r["scores"]) == len(r["requests"]) for r in content["results"])
     assert all(s["locality"] == 1.0 for r in content["results"][:3] for s in r["scores"])
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["t.json", "t.log"]
 
