@@ -68,12 +68,11 @@ def save_dafnet(
     path: str | Path,
     base_model: Mapping[str, Any],
     training: Mapping[str, Any] | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write the networks and all that is needed to use them.
 
     base_model: name, type and fingerprint of the language model. training: settings, seed,
-    versions, scores. dtype: of the stored networks; step sizes and statistics stay float32.
+    versions, scores.
     """
     path = Path(path)
     config = {
@@ -86,13 +85,10 @@ def save_dafnet(
         "base_model": dict(base_model),
         "training": dict(training or {}),
     }
-    exact = {"step_sizes", *(name for name, _ in dafnet.named_buffers())}
-    tensors = {
-        name: t.detach().cpu().contiguous().to(t.dtype if name in exact else dtype)
-        for name, t in dafnet.state_dict().items()
-    }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in dafnet.state_dict().items()}
     with replacing_folder(path) as folder:
         save_file(tensors, folder / WEIGHTS)
+        (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private, even in a shared folder
         (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
     return path
 

@@ -35,7 +35,8 @@ from .scoring import sequence_scores
 from .signals import EditSignals, concatenate, edit_signals, find_modules, inference_mode_of
 
 LOG = logging.getLogger(__name__)
-PASSAGES_GENERATED = 64
+PASSAGES_GENERATED, PASSAGES_AT_ONCE = 64, 16
+PASSAGE_START = 3  # tokens
 
 
 @dataclass
@@ -259,22 +260,25 @@ class DAFNetTrainer:
         return encode_passages(self.tok, texts, limit)
 
     def generate_passages(self, length: int) -> list[str]:
-        """What the unedited model itself goes on to say after some prompts of the data."""
-        pool = [r for records in self.train_sets.values() for r in records]
-        prompts = [
-            r["prompt"] for r in self.random.sample(pool, min(PASSAGES_GENERATED, len(pool)))
+        """What the unedited model itself goes on to say after the first words of some prompts."""
+        pool = [r["prompt"] for records in self.train_sets.values() for r in records]
+        starts = [
+            self.tok(p)["input_ids"][:PASSAGE_START] for p in self.random.sample(pool, len(pool))
         ]
-        texts = []
+        starts = [s for s in starts if len(s) == PASSAGE_START][:PASSAGES_GENERATED]
+        texts: list[str] = []
         with inference_mode_of(self.model):
-            for prompt in tqdm(prompts, desc="Passages", leave=False):
-                start = self.tok(prompt, return_tensors="pt").to(self.model.device)
+            for i in tqdm(range(0, len(starts), PASSAGES_AT_ONCE), desc="Passages", leave=False):
+                # Starts of one length need no padding.
+                ids = torch.tensor(starts[i : i + PASSAGES_AT_ONCE], device=self.model.device)
                 out = self.model.generate(
-                    **start,
+                    ids,
+                    attention_mask=torch.ones_like(ids),
                     do_sample=True,
                     max_length=length,
                     pad_token_id=self.tok.eos_token_id,
                 )
-                texts.append(self.tok.decode(out[0], skip_special_tokens=True))
+                texts += self.tok.batch_decode(out, skip_special_tokens=True)
         return texts
 
     def batches(self) -> list[Mapping[str, Any]]:

@@ -12,6 +12,7 @@ from transformers import (
     GPT2TokenizerFast,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
 )
 
 LLAMA_MODULES = [
@@ -55,7 +56,7 @@ def tokenizer() -> GPT2TokenizerFast:
     )
 
 
-def _save(model: torch.nn.Module, folder: Path) -> Path:
+def _save(model: PreTrainedModel, folder: Path) -> Path:
     # Larger weights than the usual initialisation: signals and edits are well above rounding.
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
