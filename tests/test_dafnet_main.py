@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from easyedit_dafnet import apply_dafnet_to_model
+from easyedit_dafnet.dafnet_hparams import SettingsError
+from easyedit_dafnet.dafnet_main import STATE
+from tests.conftest import Subject
+from tests.tiny import REQUESTS
+
+
+def edit(subject: Subject, model: Any, requests: list[dict[str, str]], **kwargs: Any) -> Any:
+    return apply_dafnet_to_model(model, subject.tok, requests, subject.hparams(), **kwargs)
+
+
+def changes(model: Any, before: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    now = model.state_dict()
+    return {k: now[k] - v for k, v in before.items() if not torch.equal(now[k], v)}
+
+
+def snapshot(model: Any) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    """Equal up to float32 sums in another order, measured against the size of the change."""
+    assert a.keys() == b.keys()
+    for name in a:
+        assert (a[name] - b[name]).norm() <= 1e-5 * b[name].norm(), name
+
+
+def restore(model: Any, weights: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in weights.items():
+            model.get_parameter(name)[...] = value
+
+
+def test_only_the_edited_modules_change_and_come_back_bit_exactly(subject: Subject) -> None:
+    model = subject.model()
+    before = snapshot(model)
+    edited, weights = edit(subject, model, REQUESTS[:2], return_orig_weights=True)
+    assert edited is model
+    parts = ("weight", "bias") if subject.edit_bias else ("weight",)
+    names = {f"{name}.{part}" for name in subject.modules for part in parts}
+    assert set(changes(model, before)) == set(weights) == names
+    restore(model, weights)
+    assert not changes(model, before)
+
+
+@pytest.mark.parametrize("split", [[7], [1] * 7, [3, 4], [2, 4, 1]])
+def test_any_split_of_a_sequence_gives_the_same_change(subject: Subject, split: list[int]) -> None:
+    whole, parts = subject.model(), subject.model()
+    before = snapshot(whole)
+    edit(subject, whole, REQUESTS)
+    start = 0
+    for size in split:
+        edit(subject, parts, REQUESTS[start : start + size])
+        start += size
+    assert_same(changes(parts, before), changes(whole, before))
+
+
+def test_many_requests_at_once_are_worked_off_in_groups(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, grouped = subject.model(), subject.model()
+    before = snapshot(whole)
+    edit(subject, whole, REQUESTS)
+    monkeypatch.setattr("easyedit_dafnet.dafnet_main.REQUESTS_AT_ONCE", 2)
+    edit(subject, grouped, REQUESTS)
+    assert_same(changes(grouped, before), changes(whole, before))
+
+
+def test_the_tokenizers_padding_side_and_pad_token_change_nothing(subject: Subject) -> None:
+    left, right = subject.model(), subject.model()
+    before = snapshot(left)
+    tok = copy.deepcopy(subject.tok)
+    tok.padding_side = "left"
+    apply_dafnet_to_model(left, tok, REQUESTS[:4], subject.hparams())
+    tok.padding_side, tok.pad_token = "right", None
+    apply_dafnet_to_model(right, tok, REQUESTS[:4], subject.hparams())
+    assert_same(changes(left, before), changes(right, before))
+
+
+def test_a_sequence_starts_afresh_once_the_weights_are_back(subject: Subject) -> None:
+    model, fresh = subject.model(), subject.model()
+    before = snapshot(model)
+    for request in REQUESTS[:3]:
+        _, weights = edit(subject, model, [request], return_orig_weights=True)
+    restore(model, weights)
+    edit(subject, model, REQUESTS[3:5])
+    edit(subject, fresh, REQUESTS[3:5])
+    assert_same(changes(model, before), changes(fresh, before))
+
+
+@pytest.mark.parametrize("asked", [(False, False), (True, False), (True, True), (False, True)])
+def test_asking_for_the_weights_does_not_reset_a_sequence(
+    subject: Subject, asked: tuple[bool, bool]
+) -> None:
+    model, plain = subject.model(), subject.model()
+    before = snapshot(model)
+    for request in REQUESTS[:3]:
+        edit(subject, model, [request], return_orig_weights=asked[0], keep_original_weight=asked[1])
+    edit(subject, plain, REQUESTS[:3])
+    assert_same(changes(model, before), changes(plain, before))
+
+
+def test_two_models_do_not_meet(subject: Subject) -> None:
+    one, two, alone = subject.model(), subject.model(), subject.model()
+    before = snapshot(one)
+    for first, second in zip(REQUESTS[:3], REQUESTS[3:6], strict=True):
+        edit(subject, one, [first])
+        edit(subject, two, [second])
+    edit(subject, alone, REQUESTS[:3])
+    assert_same(changes(one, before), changes(alone, before))
+
+
+def test_a_copy_leaves_the_model_alone_and_goes_on_from_it(subject: Subject) -> None:
+    model, whole = subject.model(), subject.model()
+    before = snapshot(model)
+    edit(subject, model, REQUESTS[:2])
+    held = snapshot(model)
+    copied, _ = edit(subject, model, REQUESTS[2:4], copy=True)
+    assert copied is not model
+    assert not changes(model, held)
+    edit(subject, whole, REQUESTS[:4])
+    assert_same(changes(copied, before), changes(whole, before))
+    edit(subject, model, REQUESTS[4:5])
+    assert getattr(model, STATE).count == 3
+
+
+def test_the_edit_is_in_the_models_own_parameters(subject: Subject, tmp_path: Path) -> None:
+    model = subject.model()
+    edit(subject, model, REQUESTS[:2])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    model.save_pretrained(tmp_path / subject.folder.name)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / subject.folder.name).eval()
+    ids = subject.tok(REQUESTS[0]["prompt"], return_tensors="pt")["input_ids"]
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_bfloat16_models_are_edited_and_restored(subject: Subject) -> None:
+    model = subject.model().bfloat16()
+    before = snapshot(model)
+    for request in REQUESTS[:3]:
+        _, weights = edit(subject, model, [request], return_orig_weights=True)
+    assert getattr(model, STATE).count == 3
+    assert changes(model, before)
+    assert all(p.dtype == torch.bfloat16 for p in model.parameters())
+    restore(model, weights)
+    assert not changes(model, before)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"target_new": "Rome"}, "Request 1: 'prompt' is missing"),
+        ({"prompt": "  ", "target_new": "Rome"}, "Request 1: 'prompt' is '  '"),
+        ({"prompt": "The capital is"}, "Request 1: 'target_new' is missing"),
+        ({"prompt": "The capital is", "target_new": ""}, "Request 1: 'target_new' is ''"),
+        ({"prompt": "France " * 80, "target_new": "Rome"}, "Request 1: .* context holds 64"),
+    ],
+)
+def test_a_bad_request_is_named_and_changes_nothing(
+    subject: Subject, request_: dict[str, str], message: str
+) -> None:
+    model = subject.model()
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=message):
+        edit(subject, model, [REQUESTS[0], request_])
+    assert not changes(model, before)
+
+
+def test_an_update_that_is_not_finite_changes_nothing(subject: Subject, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    archive = tmp_path / "broken"
+    archive.mkdir()
+    (archive / "config.json").write_text((subject.archive / "config.json").read_text())
+    tensors = load_file(subject.archive / "model.safetensors")
+    tensors["step_sizes"][-1] = torch.inf
+    save_file(tensors, archive / "model.safetensors")
+    model = subject.model()
+    edit(subject, model, REQUESTS[:1])
+    held, count = snapshot(model), getattr(model, STATE).count
+    hparams = subject.hparams(archive=str(archive))
+    fresh = subject.model()
+    before = snapshot(fresh)
+    with pytest.raises(FloatingPointError, match="left as it was"):
+        apply_dafnet_to_model(fresh, subject.tok, REQUESTS[:1], hparams)
+    assert not changes(fresh, before)
+    assert not hasattr(fresh, STATE)
+    # Another archive on a model that holds edits is refused.
+    with pytest.raises(ValueError, match="holds 1 edits made with archive"):
+        apply_dafnet_to_model(model, subject.tok, REQUESTS[:1], hparams)
+    assert not changes(model, held) and getattr(model, STATE).count == count
+
+
+def test_weights_changed_by_others_are_the_new_unedited_ones(
+    subject: Subject, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = subject.model()
+    edit(subject, model, REQUESTS[:1])
+    with torch.no_grad():
+        model.get_parameter(subject.edited[0].weight_name).add_(0.01)
+    held = snapshot(model)
+    with caplog.at_level(logging.WARNING):
+        _, weights = edit(subject, model, REQUESTS[1:2], return_orig_weights=True)
+    assert "changed by something else" in caplog.text
+    restore(model, weights)
+    assert not changes(model, held)
+
+
+def test_settings_that_do_not_fit_are_refused_in_one_sentence(
+    subjects: Callable[[str], Subject],
+) -> None:
+    llama, gpt2 = subjects("llama"), subjects("gpt2")
+    with pytest.raises(SettingsError, match="'archive' is not given"):
+        apply_dafnet_to_model(llama.model(), llama.tok, REQUESTS[:1], llama.hparams(archive=None))
+    with pytest.raises(ValueError, match="the model has no module"):
+        apply_dafnet_to_model(gpt2.model(), gpt2.tok, REQUESTS[:1], llama.hparams())
