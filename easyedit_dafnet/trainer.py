@@ -313,16 +313,20 @@ class DAFNetTrainer:
     def save(self, scores: Mapping[str, float]) -> None:
         """Write the checkpoint with all that is needed to know where it comes from."""
         name = Path(self.config.model_name).name
+        settings = asdict(self.config)
+        for place in ("model_name", "tokenizer_name", "archive", "results_dir"):
+            del settings[place]  # folders of this machine
         save_dafnet(
             self.dafnet,
             self.save_path,
             describe_base_model(self.model, name, self.modules),
             {
-                "settings": {**asdict(self.config), "model_name": name, "tokenizer_name": name},
+                "settings": settings,
                 "step": self.step,
                 "minutes": round((time.perf_counter() - self.started) / 60, 1),
                 "records": {k: len(v) for k, v in self.train_sets.items()},
                 "validation": dict(scores),
+                "hardware": f"{self.dafnet.device.type}, {torch.get_num_threads()} threads",
                 "versions": {
                     "easyedit_dafnet": __version__,
                     "torch": torch.__version__,
