@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .dafnet import DAFNet
-from .dafnet_hparams import DAFNetHyperParams, SettingsError, shipped
+from .dafnet_hparams import DAFNetHyperParams, DAFNetTrainingHparams, SettingsError, shipped
 from .networks import NetworkSizes
 from .signals import EditedModule, find_modules
 
@@ -131,7 +131,9 @@ def _load(folder: Path, changed: int, device: str) -> DAFNet:
     return dafnet.to(device).eval().requires_grad_(False)
 
 
-def dafnet_for(model: torch.nn.Module, hparams: DAFNetHyperParams) -> DAFNet:
+def dafnet_for(
+    model: torch.nn.Module, hparams: DAFNetHyperParams | DAFNetTrainingHparams
+) -> DAFNet:
     """The DAFNet of `hparams.archive`, checked against the settings and the model.
 
     Raises SettingsError or CheckpointError in one sentence where they do not fit.

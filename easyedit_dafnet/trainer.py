@@ -15,6 +15,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, harmonic_mean
@@ -26,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import __version__
-from .checkpoint import describe_base_model, load_dafnet, save_dafnet
+from .checkpoint import dafnet_for, describe_base_model, save_dafnet
 from .dafnet import DAFNet, Update
 from .dafnet_hparams import DAFNetTrainingHparams, SettingsError
 from .losses import LossTerm, backward_losses, loss_texts
@@ -130,7 +131,8 @@ class DAFNetTrainer:
         torch.manual_seed(config.seed)
         self.modules = find_modules(model, config.inner_params)
         if config.archive:
-            self.dafnet = load_dafnet(config.archive, device).requires_grad_(True)
+            # A copy: editing in this process goes on with the archive as it was.
+            self.dafnet = deepcopy(dafnet_for(model, config)).requires_grad_(True)
         else:
             self.dafnet = DAFNet(
                 self.modules,

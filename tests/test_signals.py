@@ -104,5 +104,5 @@ def test_modules_that_cannot_be_edited_are_named(subject: Subject, tmp_path: Pat
     tied = AutoModelForCausalLM.from_pretrained(
         tiny_llama(tmp_path / "llama", tie_word_embeddings=True)
     )
-    with pytest.raises(ValueError, match="shares its weight with 'model.embed_tokens"):
+    with pytest.raises(ValueError, match=r"shares its weight with 'model\.embed_tokens"):
         find_modules(tied, ["lm_head"])
