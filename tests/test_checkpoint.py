@@ -1,0 +1,496 @@
+from __future__ import annotations
+
+import json
+import logging
+import stat
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from easyedit_dafnet.checkpoint import (
+    CheckpointError,
+    dafnet_for,
+    describe_base_model,
+    import_released_checkpoint,
+    load_dafnet,
+    replacing_folder,
+    save_dafnet,
+    warn_if_other_model,
+)
+from easyedit_dafnet.dafnet import DAFNet
+from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams, SettingsError
+from easyedit_dafnet.dafnet_main import apply_dafnet_to_model
+from easyedit_dafnet.networks import NetworkSizes
+from easyedit_dafnet.signals import EditSignals, find_modules
+from tests.tiny import GPT2_MODULES, LLAMA_MODULES, REQUESTS, tiny_gpt2, tiny_llama, tokenizer
+
+SIZES: dict[str, Any] = {
+    "layer_n": 2,
+    "inner_att_dim": 12,
+    "ffn_dim": 20,
+    "outer_att_dim": 8,
+    "outer_att_head_n": 2,
+    "outer_score_att_dim": 4,
+    "outer_score_att_head_n": 3,
+}
+TOK = tokenizer()
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_gpt2(tmp_path_factory.mktemp("models") / "tiny-gpt2")
+
+
+def load(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+def random_dafnet(model: Any, modules: list[str], seed: int = 0, **settings: Any) -> DAFNet:
+    torch.manual_seed(seed)
+    return DAFNet(find_modules(model, modules), NetworkSizes(**SIZES), edit_lr=0.1, **settings)
+
+
+@pytest.fixture
+def archive(llama: Path, tmp_path: Path) -> Path:
+    model = load(llama)
+    dafnet = random_dafnet(model, LLAMA_MODULES)
+    base = describe_base_model(model, "tiny-llama", dafnet.edited)
+    return save_dafnet(dafnet, tmp_path / "archive", base, {"seed": 7})
+
+
+def settings(path: Path, **changed: Any) -> DAFNetHyperParams:
+    values: dict[str, Any] = {
+        "model_name": "tiny-llama",
+        "inner_params": LLAMA_MODULES,
+        "archive": str(path),
+        "device": "cpu",
+        **SIZES,
+        **changed,
+    }
+    return DAFNetHyperParams(**values)
+
+
+# ---- our own checkpoints ------------------------------------------------------------------------
+
+
+def test_what_is_saved_is_loaded_bit_for_bit(llama: Path, tmp_path: Path) -> None:
+    model = load(llama)
+    dafnet = random_dafnet(
+        model, LLAMA_MODULES, edit_bias=False, train_fusion=False, fusion_order="released"
+    )
+    dafnet.update_statistics(
+        [_signals(m.d_in, m.d_out) for m in dafnet.edited]  # the statistics are saved too
+    )
+    path = save_dafnet(dafnet, tmp_path / "a" / "b", {"name": "tiny"}, {"seed": 7})
+    loaded = load_dafnet(path)
+    assert loaded.edited == dafnet.edited and loaded.sizes == dafnet.sizes
+    assert (loaded.edit_bias, loaded.train_fusion) == (False, False)
+    assert (loaded.fusion_order, loaded.base_model) == ("released", {"name": "tiny"})
+    expected, got = dafnet.state_dict(), loaded.state_dict()
+    assert expected.keys() == got.keys()
+    assert all(torch.equal(expected[k], got[k]) and expected[k].dtype == got[k].dtype for k in got)
+    assert int(got["networks.(32, 48).norm.count"]) == 4 * 5
+    assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+    assert json.loads((path / "config.json").read_text())["training"] == {"seed": 7}
+
+
+def _signals(d_in: int, d_out: int) -> EditSignals:
+    return EditSignals(torch.randn(5, d_in), torch.randn(5, d_out), torch.tensor([2, 3]))
+
+
+def test_others_may_read_the_files_of_a_checkpoint(archive: Path) -> None:
+    for file in archive.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) & 0o444 == 0o444, file.name
+
+
+def test_a_newer_checkpoint_replaces_the_older(archive: Path, llama: Path) -> None:
+    before = load_dafnet(archive).state_dict()
+    newer = random_dafnet(load(llama), LLAMA_MODULES, seed=1)
+    save_dafnet(newer, archive, {})
+    after = load_dafnet(archive).state_dict()
+    assert not torch.equal(
+        before["networks.(32, 48).layers.0.f1.weight"],
+        after["networks.(32, 48).layers.0.f1.weight"],
+    ), "loaded once per process, but not when the file has changed"
+    assert all(torch.equal(after[k], v) for k, v in newer.state_dict().items())
+    assert [p.name for p in archive.parent.iterdir()] == [archive.name], "nothing is left over"
+
+
+def test_a_folder_with_other_content_is_not_replaced(archive: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match="mine exists and is not a DAFNet checkpoint"):
+        save_dafnet(load_dafnet(archive), tmp_path / "mine", {})
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+
+
+def test_a_failed_write_leaves_the_older_checkpoint(archive: Path) -> None:
+    before = {p.name: p.read_bytes() for p in archive.iterdir()}
+    with pytest.raises(OSError, match="disk full"), replacing_folder(archive) as folder:
+        (folder / "config.json").write_text("{")
+        raise OSError("disk full")
+    assert {p.name: p.read_bytes() for p in archive.iterdir()} == before
+    assert [p.name for p in archive.parent.iterdir()] == [archive.name]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "no key", "not json", "other tensors"])
+def test_damaged_checkpoints_are_refused(archive: Path, llama: Path, damage: str) -> None:
+    config, weights = archive / "config.json", archive / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-100])
+    elif damage == "garbage":
+        weights.write_bytes(b"\x00" * 50)
+    elif damage == "no key":
+        content = json.loads(config.read_text())
+        del content["sizes"]
+        config.write_text(json.dumps(content))
+    elif damage == "not json":
+        config.write_text("{'format'")
+    else:
+        content = json.loads(config.read_text())
+        content["sizes"]["ffn_dim"] = 21
+        config.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="is damaged or of another version") as error:
+        load_dafnet(archive)
+    assert str(archive) in str(error.value) and "\n" not in str(error.value)
+
+
+# ---- does it fit? -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        ({"archive": None}, SettingsError, "'archive' is not given"),
+        ({"archive": "absent"}, CheckpointError, "'absent' is no DAFNet checkpoint"),
+        ({"inner_params": LLAMA_MODULES[:3]}, SettingsError, "inner_params do not fit"),
+        ({"inner_params": LLAMA_MODULES[::-1]}, SettingsError, "inner_params do not fit"),
+        ({"ffn_dim": 99}, SettingsError, "'ffn_dim' is 99, but the archive .* has 20"),
+        ({"norm_layer": "layer"}, SettingsError, "'norm_layer' is layer, but .* has exact"),
+        ({"edit_bias": True}, SettingsError, "'edit_bias' is True, but .* trained with False"),
+        (
+            {"inner_params": ["model.layers.1.mlp.gate_prj"]},
+            ValueError,
+            "no module 'model.layers.1.mlp.gate_prj'; did you mean 'model.layers.1.mlp.gate_proj'",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(
+    archive: Path, llama: Path, changed: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        dafnet_for(load(llama), settings(archive, **changed))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_of_other_sizes_is_refused(archive: Path, tmp_path: Path) -> None:
+    wider = load(tiny_llama(tmp_path / "wide-llama", intermediate_size=64))
+    with pytest.raises(CheckpointError, match=r"of shape \(32, 48\), but this model's is \(32, 64"):
+        dafnet_for(wider, settings(archive))
+
+
+def test_biases_that_are_not_there_cannot_be_edited(llama: Path, tmp_path: Path) -> None:
+    model = load(llama)
+    path = save_dafnet(random_dafnet(model, LLAMA_MODULES, edit_bias=True), tmp_path / "a", {})
+    with pytest.raises(CheckpointError, match=r"edits biases, but model.layers.1.* has none"):
+        dafnet_for(model, settings(path, edit_bias=True))
+
+
+def test_a_model_with_other_weights_is_warned_of(
+    archive: Path, llama: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(llama)
+    with caplog.at_level(logging.WARNING):
+        warn_if_other_model(load_dafnet(archive), model)
+        assert not caplog.records
+        with torch.no_grad():
+            model.get_parameter(LLAMA_MODULES[1] + ".weight").mul_(1.1)
+        warn_if_other_model(load_dafnet(archive), model)
+    assert len(caplog.records) == 1 and LLAMA_MODULES[1] in caplog.text
+
+
+# ---- the authors' checkpoints -------------------------------------------------------------------
+
+
+def released_network(d_in: int, d_out: int, modes: int, seen: int) -> dict[str, Tensor]:
+    """Random tensors under the names and in the shapes of the authors' state dicts."""
+    dim = d_in + d_out
+    att = SIZES["outer_att_dim"] * SIZES["outer_att_head_n"]
+    score = SIZES["outer_score_att_dim"] * SIZES["outer_score_att_head_n"]
+    linear = {
+        "inner_att.trans1.0": (SIZES["inner_att_dim"], dim),
+        "inner_att.trans1.2": (dim, SIZES["inner_att_dim"]),
+        "inner_att.trans2.0": (SIZES["inner_att_dim"], dim),
+        "inner_att.trans2.2": (1, SIZES["inner_att_dim"]),
+        "outer_att.lq": (att, dim),
+        "outer_att.lk": (att, dim),
+        "outer_att.lv": (att, dim),
+        "outer_att.lo": (dim, att),
+        "outer_att_score.lq": (score, dim),
+        "outer_att_score.lk": (score, dim),
+        "feedforward.fc1": (SIZES["ffn_dim"], dim),
+        "feedforward.fc2": (dim, SIZES["ffn_dim"]),
+    }
+    # Fewer than two tokens seen: their std has stayed at 1, whatever var is.
+    var = torch.rand(dim) + 0.1
+    state = {
+        "norm_layer.mean": torch.randn(dim) * 0.1,
+        "norm_layer.var": var,
+        "norm_layer.std": var.sqrt() if seen > 1 else torch.ones(dim),
+        "norm_layer.k": torch.tensor(seen),
+        "norm_layer.eps": torch.tensor(1e-8),
+    }
+    for layer in range(SIZES["layer_n"]):
+        prefix = f"dafnet_model.layers.{layer}."
+        for name, (rows, columns) in linear.items():
+            state[f"{prefix}{name}.weight"] = torch.randn(rows, columns) / columns**0.5
+            state[f"{prefix}{name}.bias"] = torch.randn(rows) * 0.2
+        for norm in ("layer_norm1", "layer_norm2", "layer_norm3"):
+            state[f"{prefix}{norm}.weight"] = 1 + torch.randn(dim) * 0.1
+            state[f"{prefix}{norm}.bias"] = torch.randn(dim) * 0.1
+        state[f"{prefix}mode_shift.weight"] = torch.randn(modes, dim) * 0.3
+        state[f"{prefix}mode_scale.weight"] = 1 + torch.randn(modes, dim) * 0.3
+    return state
+
+
+def released_checkpoint(
+    folder: Path, model: Any, modules: list[str], edit_bias: bool, seen: int = 500
+) -> tuple[Path, Path, dict[str, Any]]:
+    """A random checkpoint and its configuration as the authors' code writes them."""
+    torch.manual_seed(3)
+    shapes = [(m.d_in, m.d_out) for m in find_modules(model, modules)]
+    networks = {
+        f"({d_in}, {d_out})": released_network(d_in, d_out, shapes.count((d_in, d_out)), seen)
+        for d_in, d_out in dict.fromkeys(shapes)
+    }
+    steps = OrderedDict((str(m), torch.tensor(0.02 + 0.01 * m)) for m in range(len(modules)))
+    content = {
+        "i": 1, "epoch": 1, "loss": 0.5, "edit_lrs": steps, "aux_models": (networks,),
+        "aux_models_opt": {}, "edit_lrs_opt": {}, "now_seq_modeling": 1, "ema_loss": 1.0,
+        "min_ema_loss": 10, "min_ema_loss_i": 0,
+    }  # fmt: skip
+    checkpoint, config = folder / "epoch-1-i-1-loss-0.5", folder / "theirs.yaml"
+    torch.save(content, checkpoint)
+    theirs = {
+        "edit_model_name": "tiny",
+        "edit_modules": modules,
+        "if_edit_bias": edit_bias,
+        "gradient_signal_batch_size": 4,
+        "aux_model": {**SIZES, "norm_layer": "EBN"},
+    }
+    config.write_text(yaml.safe_dump(theirs))
+    return checkpoint, config, content
+
+
+def plain_signals(model: Any, request: dict[str, str], names: list[str]) -> dict[str, Tensor]:
+    """[x ; delta] of the kept tokens of one edit, [l, D] a module, by plain back-propagation."""
+    prompt, text = request["prompt"], f"{request['prompt']} {request['target_new']}"
+    ids, start = torch.tensor([TOK(text)["input_ids"]]), len(TOK(prompt)["input_ids"])
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def watch(name: str) -> Any:
+        def hook(_: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+            output.retain_grad()
+            seen[name] = (args[0][0].detach(), output)
+
+        return hook
+
+    handles = [model.get_submodule(n).register_forward_hook(watch(n)) for n in names]
+    log_probs = model(ids).logits[0].log_softmax(-1)
+    for handle in handles:
+        handle.remove()
+    loss = -sum(log_probs[t - 1, ids[0, t]] for t in range(start, ids.shape[1]))
+    loss.backward()
+    model.zero_grad()
+    signals = {}
+    for name, (x, output) in seen.items():
+        assert output.grad is not None
+        kept = [
+            torch.cat([x[t], output.grad[0, t]])
+            for t in range(len(x))
+            if x[t].any() and output.grad[0, t].any()
+        ]
+        signals[name] = torch.stack(kept)
+    return signals
+
+
+def heads(x: Tensor, n: int) -> list[Tensor]:
+    return list(x.chunk(n))
+
+
+def plain_edits(
+    model: Any, modules: list[str], content: dict[str, Any]
+) -> list[dict[str, tuple[Tensor, Tensor]]]:
+    """Change of weight [d_in, d_out] and bias of each module after each edit, edit by edit."""
+    infos = find_modules(model, modules)
+    shapes = [m.shape for m in infos]
+    past: dict[tuple[str, int], list[Tensor]] = {}
+    change = {m.name: torch.zeros(m.d_in, m.d_out).double() for m in infos}
+    bias = {m.name: torch.zeros(m.d_out).double() for m in infos}
+    history = []
+    for request in REQUESTS[:4]:
+        signals = plain_signals(model, request, modules)
+        for index, m in enumerate(infos):
+            state = {k: v.double() for k, v in content["aux_models"][0][m.shape].items()}
+            mode = shapes[:index].count(m.shape)
+            x = (signals[m.name].double() - state["norm_layer.mean"]) / (
+                state["norm_layer.std"] + 1e-8
+            )
+            fractions = []
+            for number in range(SIZES["layer_n"]):
+                prefix = f"dafnet_model.layers.{number}."
+
+                def linear(v: Tensor, name: str, p: str = prefix, s: Any = state) -> Tensor:
+                    return v @ s[f"{p}{name}.weight"].T + s[f"{p}{name}.bias"]
+
+                def norm(v: Tensor, name: str, p: str = prefix, s: Any = state) -> Tensor:
+                    return F.layer_norm(
+                        v, v.shape[-1:], s[f"{p}{name}.weight"], s[f"{p}{name}.bias"]
+                    )
+
+                a = linear(linear(x, "inner_att.trans1.0").relu(), "inner_att.trans1.2")
+                score = linear(linear(a, "inner_att.trans2.0").relu(), "inner_att.trans2.2")
+                c = score.softmax(0) * a
+                r, x = c.sum(0), norm(x + c, "layer_norm1")
+                seen = [*past.setdefault((m.name, number), []), r]
+                past[m.name, number] = seen
+
+                n = SIZES["outer_att_head_n"]
+                query = heads(linear(r, "outer_att.lq"), n)
+                mixed = []
+                for h in range(n):
+                    keys = torch.stack([heads(linear(q, "outer_att.lk"), n)[h] for q in seen])
+                    values = torch.stack([heads(linear(q, "outer_att.lv"), n)[h] for q in seen])
+                    weights = (keys @ query[h] / SIZES["outer_att_dim"] ** 0.5).softmax(0)
+                    mixed.append(weights @ values)
+                x = norm(x + linear(torch.cat(mixed), "outer_att.lo"), "layer_norm2")
+
+                n = SIZES["outer_score_att_head_n"]
+                query = heads(linear(r, "outer_att_score.lq"), n)
+                own = []
+                for h in range(n):
+                    keys = torch.stack([heads(linear(q, "outer_att_score.lk"), n)[h] for q in seen])
+                    weights = (keys @ query[h] / SIZES["outer_score_att_dim"] ** 0.5).softmax(0)
+                    own.append(weights[-1])
+                fractions.append(sum(own) / n)
+
+                hidden = linear(x, "feedforward.fc1").relu()
+                x = norm(x + linear(hidden, "feedforward.fc2"), "layer_norm3")
+                z = x * state[prefix + "mode_scale.weight"][mode]
+                x = x + (z + state[prefix + "mode_shift.weight"][mode]).relu()
+            u = sum(fractions) / len(fractions)
+            eta = content["edit_lrs"][str(index)].double()
+            step = torch.zeros_like(change[m.name])
+            for token in x:
+                step += torch.outer(token[: m.d_in], token[m.d_in :]) * u / len(x)
+            change[m.name] = (1 - u) * change[m.name] + eta * step
+            bias[m.name] = (1 - u) * bias[m.name] + eta * u * x[:, m.d_in :].mean(0)
+        history.append({m.name: (change[m.name], bias[m.name]) for m in infos})
+    return history
+
+
+def relative(got: Tensor, expected: Tensor) -> float:
+    return ((got.double() - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit_bias", "seen", "order"),
+    [
+        ("llama", False, 500, "paper"),
+        ("llama", False, 1, "released"),
+        ("gpt2", False, 500, "released"),
+        ("gpt2", True, 500, "paper"),
+    ],
+)
+def test_an_imported_checkpoint_edits_as_the_equations_say(
+    kind: str, edit_bias: bool, seen: int, order: str, tmp_path: Path, request: Any
+) -> None:
+    folder = request.getfixturevalue(kind)
+    modules = LLAMA_MODULES if kind == "llama" else GPT2_MODULES
+    model = load(folder)
+    originals = {k: v.detach().clone() for k, v in model.named_parameters()}
+    checkpoint, config, content = released_checkpoint(tmp_path, model, modules, edit_bias, seen)
+    expected = plain_edits(model, modules, content)
+
+    path = import_released_checkpoint(checkpoint, tmp_path / "ours", config, folder, order)
+    hparams = DAFNetHyperParams.from_hparams(path)
+    assert (hparams.model_name, hparams.signal_batch_size) == (str(folder.resolve()), 4)
+    assert (hparams.edit_bias, hparams.fusion_order) == (edit_bias, order)
+    for edit, wanted in zip(REQUESTS, expected, strict=False):
+        apply_dafnet_to_model(model, TOK, [edit], hparams)
+        for name, (weight, bias) in wanted.items():
+            change = model.get_parameter(f"{name}.weight").detach() - originals[f"{name}.weight"]
+            assert relative(change.T if kind == "llama" else change, weight) < 1e-4, name
+            if kind == "gpt2":
+                change = model.get_parameter(f"{name}.bias").detach() - originals[f"{name}.bias"]
+                assert relative(change, bias) < 1e-4 if edit_bias else not change.any(), name
+    edited = {name for name, p in model.named_parameters() if not torch.equal(p, originals[name])}
+    parts = ("weight", "bias") if edit_bias else ("weight",)
+    assert edited == {f"{name}.{part}" for name in modules for part in parts}
+
+
+class Malice:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+def test_nothing_in_a_checkpoint_is_executed(llama: Path, tmp_path: Path) -> None:
+    checkpoint, config, content = released_checkpoint(tmp_path, load(llama), LLAMA_MODULES, False)
+    torch.save({**content, "aux_models_opt": Malice(tmp_path / "created")}, checkpoint)
+    with pytest.raises(CheckpointError, match="is not a checkpoint of the authors' code") as error:
+        import_released_checkpoint(checkpoint, tmp_path / "ours", config, llama)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "created").exists() and not (tmp_path / "ours").exists()
+    torch.load(checkpoint, weights_only=False)
+    assert (tmp_path / "created").exists(), "the file would have done it"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ({"checkpoint": b"no pickle"}, "i-1-loss-0.5 is not a checkpoint of the authors' code"),
+        ({"checkpoint": None}, "no file '.*epoch-1-i-1-loss-0.5' to import"),
+        ({"config": None}, "no file '.*theirs.yaml' to import"),
+        ({"config": b"a: b"}, "theirs.yaml is not a configuration of the authors' code"),
+        ({"config": b"["}, "theirs.yaml is not a configuration of the authors' code"),
+        ({"aux_model": {"ffn_dim": 21}}, "does not fit .*theirs.yaml"),
+        ({"aux_model": {"norm_layer": "XX"}}, "is not a configuration of the authors' code"),
+        ({"aux_model": {"width": 1}}, "is not a configuration of the authors' code"),
+        ({"edit_modules": LLAMA_MODULES[:2]}, "does not fit .*theirs.yaml"),
+    ],
+)
+def test_what_cannot_be_imported_is_one_sentence(
+    llama: Path, tmp_path: Path, damage: dict[str, Any], message: str
+) -> None:
+    checkpoint, config, _ = released_checkpoint(tmp_path, load(llama), LLAMA_MODULES, False)
+    for key, value in damage.items():
+        if key in {"checkpoint", "config"}:
+            file = {"checkpoint": checkpoint, "config": config}[key]
+            file.unlink()
+            if value is not None:
+                file.write_bytes(value)
+        else:
+            theirs = yaml.safe_load(config.read_text())
+            theirs[key] = {**theirs[key], **value} if isinstance(value, dict) else value
+            config.write_text(yaml.safe_dump(theirs))
+    with pytest.raises(CheckpointError, match=message) as error:
+        import_released_checkpoint(checkpoint, tmp_path / "ours", config, llama)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "ours").exists()
