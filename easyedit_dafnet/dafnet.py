@@ -31,6 +31,13 @@ class Update:
     past_weight: Tensor
     past: list[PastEdits]
 
+    def steps(self, module: EditedModule) -> dict[str, Tensor]:
+        """The steps by parameter name, in the layout of the module's parameters."""
+        steps = {module.weight_name: self.step_weight.T if module.transposed else self.step_weight}
+        if self.step_bias is not None:
+            steps[module.bias_name] = self.step_bias
+        return steps
+
 
 def fusion_weights(u: Tensor, order: FusionOrder = "paper") -> tuple[Tensor, Tensor]:
     """Weights of the n edits of a batch and of all that was before them.

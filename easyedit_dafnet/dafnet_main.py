@@ -16,7 +16,7 @@ from .dafnet import DAFNet
 from .dafnet_hparams import DAFNetHyperParams
 from .networks import PastEdits
 from .records import TokenBatch, encode_requests
-from .signals import EditedModule, concatenate, edit_signals
+from .signals import EditedModule, edit_signals
 
 LOG = logging.getLogger(__name__)
 STATE = "_dafnet_sequence"  # attribute of the edited model
@@ -76,23 +76,14 @@ class EditSequence:
         groups = batch.split(together)
         changes, past = self.changes, self.past
         for group in tqdm(groups, desc="DAFNet edits", disable=len(groups) < 3):
-            parts = [
-                edit_signals(model, self.modules, part, self.originals)
-                for part in group.split(signal_batch)
-            ]
+            signals = edit_signals(model, self.modules, group, self.originals, signal_batch)
             with torch.no_grad():
-                updates = dafnet([concatenate(p) for p in zip(*parts, strict=True)], past)
+                updates = dafnet(signals, past)
             fresh = {}
             for module, update in zip(self.modules, updates, strict=True):
-                step = update.step_weight.T if module.transposed else update.step_weight
-                steps = {module.weight_name: step}
-                if update.step_bias is not None:
-                    steps[module.bias_name] = update.step_bias
-                for name, step in steps.items():
-                    before = changes[name]
-                    fresh[name] = update.past_weight.to(before.device) * before + step.to(
-                        before.device
-                    )
+                for name, step in update.steps(module).items():
+                    at = changes[name].device
+                    fresh[name] = update.past_weight.to(at) * changes[name] + step.to(at)
             changes, past = fresh, [u.past for u in updates]
         for name, change in changes.items():
             value = self._value(name, change, model.get_parameter(name))

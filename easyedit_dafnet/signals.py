@@ -144,14 +144,26 @@ def edit_signals(
     modules: Sequence[EditedModule],
     batch: TokenBatch,
     originals: Mapping[str, Tensor] | None = None,
+    batch_size: int = 8,
 ) -> list[EditSignals]:
     """Signals of the batch's edits at every module, on the unedited model.
 
     `originals` holds the unedited parameters by name where the model's own are edited already.
-    Kept are the tokens up to the last that predicts a target, without those at which x or delta
-    is all zero: prompt tokens that the loss does not reach, as in the last layer's MLP.
+    `batch_size` edits pass the model together. Kept are the tokens up to the last that predicts
+    a target, without those at which x or delta is all zero: prompt tokens that the loss does not
+    reach, as in the last layer's MLP.
     Raises FloatingPointError when a signal is not finite.
     """
+    parts = [
+        _signals(model, modules, part, dict(originals or {})) for part in batch.split(batch_size)
+    ]
+    return [concatenate(p) for p in zip(*parts, strict=True)]
+
+
+def _signals(
+    model: Any, modules: Sequence[EditedModule], batch: TokenBatch, originals: dict[str, Tensor]
+) -> list[EditSignals]:
+    """The signals of one pass through the model."""
     batch = batch.to(next(model.parameters()).device)
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
@@ -173,7 +185,7 @@ def edit_signals(
             stack.callback(handle.remove)
         logits = functional_call(
             model,
-            dict(originals or {}),
+            originals,
             kwargs={
                 "input_ids": batch.input_ids,
                 "attention_mask": batch.attention_mask,

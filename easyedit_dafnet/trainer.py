@@ -33,7 +33,7 @@ from .dafnet_hparams import DAFNetTrainingHparams, SettingsError
 from .losses import LossTerm, backward_losses, loss_texts
 from .records import TokenBatch, check_requests, encode_passages, encode_targets
 from .scoring import sequence_scores
-from .signals import EditSignals, concatenate, edit_signals, find_modules, inference_mode_of
+from .signals import EditSignals, edit_signals, find_modules, inference_mode_of
 
 LOG = logging.getLogger(__name__)
 PASSAGES_GENERATED, PASSAGES_AT_ONCE = 64, 16
@@ -170,25 +170,18 @@ class DAFNetTrainer:
         batch = encode_targets(
             self.tok, [r["prompt"] for r in records], [r["target_new"] for r in records]
         )
-        parts = [
-            edit_signals(self.model, self.modules, part)
-            for part in batch.split(self.config.signal_batch_size)
-        ]
-        return [concatenate(p) for p in zip(*parts, strict=True)]
+        return edit_signals(
+            self.model, self.modules, batch, batch_size=self.config.signal_batch_size
+        )
 
     def edited(self, updates: Sequence[Update]) -> dict[str, Tensor]:
         """The edited parameters by name, with their graph back to the updates."""
         parameters = {}
         for module, update in zip(self.modules, updates, strict=True):
-            step = update.step_weight.T if module.transposed else update.step_weight
-            steps = {module.weight_name: step}
-            if update.step_bias is not None:
-                steps[module.bias_name] = update.step_bias
-            for name, change in steps.items():
+            for name, step in update.steps(module).items():
                 original = self.model.get_parameter(name).detach()
-                parameters[name] = (original.float() + change.to(original.device)).to(
-                    original.dtype
-                )
+                value = original.float() + step.to(original.device)
+                parameters[name] = value.to(original.dtype)
         return parameters
 
     def loss_terms(self, records: list[Mapping[str, Any]]) -> list[LossTerm]:
