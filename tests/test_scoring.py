@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from statistics import fmean
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from easyedit_dafnet.bridge import load_easyeditor
+from easyedit_dafnet.scoring import agreement, sequence_scores
+from tests.tiny import LLAMA_MODULES, TEXT, tiny_llama, tokenizer
+
+TOK = tokenizer()
+
+
+RECORDS = [
+    {"prompt": prompt, "target_new": target, "rephrase_prompt": f"It is well known that {prompt}",
+     "locality_prompt": f"Not {prompt}", "locality_ground_truth": "Vienna", "ground_truth": "x"}
+    for prompt, target in (
+        ("The capital of France is", "Paris, and that of Italy"),
+        ("The mother tongue of the twins is", "English; that of Danielle is not"),
+        ("London Berlin Madrid", "Lisbon Vienna Tokyo"),
+    )
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A model that has learnt a little, so that some of its predictions are right."""
+    folder = tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(24):
+        ids = TOK(TEXT[step % len(TEXT)], return_tensors="pt")["input_ids"]
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.requires_grad_(False)
+
+
+def test_agreement_is_a_mean_over_texts_of_fractions() -> None:
+    a = [torch.tensor([1, 2, 3, 4]), torch.tensor([5])]
+    assert agreement(a, [torch.tensor([1, 2, 3, 0]), torch.tensor([5])]) == (0.75 + 1) / 2
+    assert agreement(a, [torch.tensor([1, 0, 0, 0]), torch.tensor([0])]) == 0.125
+
+
+def test_scores_count_the_tokens_that_the_model_puts_first(model: Any) -> None:
+    scores = sequence_scores(model, TOK, RECORDS, {})
+    assert scores.keys() == {"reliability", "generality", "locality"}
+    assert scores["locality"] == 1, "nothing is edited"
+
+    def accuracy(key: str) -> float:
+        found = []
+        for r in RECORDS:
+            ids = TOK(f"{r[key]} {r['target_new']}", return_tensors="pt")["input_ids"]
+            start = len(TOK(r[key])["input_ids"])
+            with torch.no_grad():
+                best = model(ids).logits[0].argmax(-1)
+            found.append((best[start - 1 : -1] == ids[0, start:]).float().mean().item())
+        return fmean(found)
+
+    assert 0 < scores["reliability"] < 1 and 0 < scores["generality"] < 1
+    assert scores["reliability"] == pytest.approx(accuracy("prompt"))
+    assert scores["generality"] == pytest.approx(accuracy("rephrase_prompt"))
+
+
+def test_the_scores_are_of_the_given_parameters(model: Any) -> None:
+    name = "lm_head.weight"
+    changed = {name: -model.get_parameter(name).detach()}
+    scores = sequence_scores(model, TOK, RECORDS, changed)
+    assert scores["locality"] == 0, "every most probable token is another one"
+    assert sequence_scores(model, TOK, RECORDS, {})["locality"] == 1
+
+
+def test_what_no_record_has_is_not_scored(model: Any) -> None:
+    records = [{"prompt": "London", "target_new": "Rome"}]
+    assert sequence_scores(model, TOK, records, {}).keys() == {"reliability"}
+
+
+def test_scores_are_those_of_easyedit(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # EasyEdit writes logs/ into the working folder
+    try:
+        load_easyeditor()
+    except ImportError as error:
+        pytest.skip(str(error))
+    from easyeditor.evaluate import compute_edit_quality
+
+    hparams = SimpleNamespace(max_length=40, alg_name="FT", evaluation_type=None)
+    edited = deepcopy(model)
+    with torch.no_grad():
+        edited.get_submodule(LLAMA_MODULES[0]).weight.mul_(-1)
+    for scored in (model, edited):
+        theirs = [
+            compute_edit_quality(
+                scored, "tiny-llama", hparams, TOK, {"locality": {}, "portability": {}, **r}, "cpu"
+            )
+            for r in RECORDS
+        ]
+        ours = sequence_scores(scored, TOK, RECORDS, {})
+        assert ours["reliability"] == pytest.approx(fmean(fmean(t["rewrite_acc"]) for t in theirs))
+        assert ours["generality"] == pytest.approx(fmean(fmean(t["rephrase_acc"]) for t in theirs))
