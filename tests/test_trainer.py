@@ -1,0 +1,374 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+from transformers import AutoModelForCausalLM
+
+from easyedit_dafnet.bridge import load_easyeditor
+from easyedit_dafnet.checkpoint import load_dafnet
+from easyedit_dafnet.dafnet_hparams import (
+    DAFNetHyperParams,
+    DAFNetTrainingHparams,
+    SettingsError,
+)
+from easyedit_dafnet.losses import loss_texts
+from easyedit_dafnet.records import IGNORE
+from easyedit_dafnet.trainer import Curriculum, DAFNetTrainer, as_records
+from tests.tiny import LLAMA_MODULES, REQUESTS, TEXT, tiny_llama, tokenizer
+
+TOK = tokenizer()
+RECORDS = [
+    {
+        **request,
+        "rephrase_prompt": f"It is well known that {request['prompt']}",
+        "locality_prompt": f"Not {request['prompt']}",
+        "locality_ground_truth": "Paris",
+        "ground_truth": "Paris",
+    }
+    for request in REQUESTS
+]
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def config(llama: Path, tmp_path: Path) -> Any:
+    def make(**changed: Any) -> DAFNetTrainingHparams:
+        values: dict[str, Any] = {
+            "model_name": str(llama),
+            "inner_params": LLAMA_MODULES,
+            "device": "cpu",
+            "results_dir": str(tmp_path / "results"),
+            "layer_n": 1,
+            "inner_att_dim": 16,
+            "ffn_dim": 24,
+            "outer_att_dim": 16,
+            "outer_score_att_dim": 8,
+            "edit_lr": -0.01,
+            "lr_warmup": 0,
+            "max_iters": 4,
+            "log_interval": 1,
+            "passages": None,
+            "seq_len_start": 3,
+        }
+        return DAFNetTrainingHparams(**{**values, **changed})
+
+    return make
+
+
+def log_of(trainer: DAFNetTrainer) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in trainer.log_path.read_text().splitlines()]
+
+
+# ---- learning -----------------------------------------------------------------------------------
+
+
+def test_training_learns_and_leaves_the_language_model_alone(config: Any, llama: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(llama)
+    model.train()
+    model.lm_head.weight.requires_grad_(False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    trainer = DAFNetTrainer(
+        config(lr=3e-3, lr_lr=1e-3, locality_weight=0.0), RECORDS, model=model, tok=TOK
+    )
+    trainer.prepare()
+    losses = [trainer.train_step(list(RECORDS[:3]))["loss"] for _ in range(30)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training and not model.lm_head.weight.requires_grad
+    assert model.get_parameter("model.norm.weight").requires_grad
+    assert all(p.grad is None for p in model.parameters())
+
+
+def plain_loss(trainer: DAFNetTrainer, records: list[dict[str, Any]]) -> torch.Tensor:
+    """The sum of all losses as one graph from the networks to the language model's logits."""
+    parameters = {}
+    for module, update in zip(
+        trainer.modules, trainer.dafnet(trainer.signals(records)), strict=True
+    ):
+        original = trainer.model.get_parameter(module.weight_name).detach()
+        parameters[module.weight_name] = original + update.step_weight.T
+    weights = {"reliability": 0.1, "generality": 0.3, "locality": 0.7}
+    total = torch.zeros(())
+    for _, kind, batch in loss_texts(TOK, records):
+        inputs = {"attention_mask": batch.attention_mask}
+        edited = functional_call(trainer.model, parameters, (batch.input_ids,), inputs).logits
+        if kind == "locality":
+            unedited = trainer.model(batch.input_ids, **inputs).logits
+            mask = batch.targets
+            before, after = unedited[mask].softmax(-1).detach(), edited[mask].log_softmax(-1)
+            value = (before * (before.log() - after)).sum(-1).mean()
+        else:
+            value = F.cross_entropy(
+                edited.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE
+            )
+        total = total + weights[kind] * value
+    return total
+
+
+@pytest.mark.parametrize("train_fusion", [True, False])
+def test_the_gradient_is_that_of_plain_backpropagation(config: Any, train_fusion: bool) -> None:
+    settings = config(
+        reliability_weight=0.1, generality_weight=0.3, locality_weight=0.7,
+        signal_batch_size=2, loss_batch_size=2, train_fusion=train_fusion, grad_clip=1e9,
+    )  # fmt: skip
+    trainer = DAFNetTrainer(settings, RECORDS)
+    trainer.prepare()
+    trainer.dafnet.eval()  # the statistics stay as they are
+    loss = plain_loss(trainer, RECORDS[:4])
+    names, parameters = zip(*trainer.dafnet.named_parameters(), strict=True)
+    expected = torch.autograd.grad(loss, parameters, allow_unused=True)
+    found: dict[str, torch.Tensor | None] = {}
+
+    def look(*_: Any) -> None:
+        found.update({n: p.grad for n, p in trainer.dafnet.named_parameters()})
+
+    trainer.optimizer.register_step_pre_hook(look)
+    losses = trainer.train_step(list(RECORDS[:4]))
+    assert losses["loss"] == pytest.approx(loss.item(), rel=1e-4)
+    assert losses["gradient_norm"] > 0
+    trained = 0
+    for name, wanted in zip(names, expected, strict=True):
+        got = found[name]
+        if wanted is None or not wanted.any():
+            assert got is None or not got.any(), name
+            continue
+        assert got is not None and (got - wanted).norm() <= 1e-4 * wanted.norm() + 1e-9, name
+        trained += 1
+    assert trained > 20
+    fusion = [g for n, g in found.items() if ".fusion.query.weight" in n]
+    assert len(fusion) == 2 and all(
+        (g is not None and bool(g.any())) == train_fusion for g in fusion
+    )
+
+
+def test_the_gradient_is_clipped(config: Any) -> None:
+    trainer = DAFNetTrainer(config(grad_clip=1e-3), RECORDS)
+    trainer.prepare()
+    norms = []
+
+    def look(*_: Any) -> None:
+        gradients = [p.grad for p in trainer.dafnet.networks.parameters() if p.grad is not None]
+        norms.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+
+    trainer.optimizer.register_step_pre_hook(look)
+    losses = trainer.train_step(list(RECORDS))
+    assert losses["gradient_norm"] > 2e-3, "the norm before clipping is logged"
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+
+
+def test_the_same_seed_gives_the_same_losses(config: Any, tmp_path: Path) -> None:
+    def losses(name: str, seed: int) -> list[float]:
+        folder = str(tmp_path / name)
+        trainer = DAFNetTrainer(config(results_dir=folder, seed=seed), RECORDS)
+        trainer.run()
+        return [line["loss"] for line in log_of(trainer)]
+
+    first = losses("a", 1)
+    assert len(first) == 4 and losses("b", 1) == first
+    assert losses("c", 2) != first
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_statistics_are_set_before_training_or_go_on(config: Any, warmup: int) -> None:
+    trainer = DAFNetTrainer(config(norm_warmup_edits=warmup), RECORDS)
+    trainer.prepare()
+    norm: Any = trainer.dafnet.network(trainer.modules[0]).norm
+    before = int(norm.count)
+    assert (before > 0) == (warmup > 0)
+    trainer.train_step(list(RECORDS))
+    assert (int(norm.count) > before) == (warmup == 0)
+
+
+# ---- curriculum ---------------------------------------------------------------------------------
+
+
+def test_sequences_grow_when_the_loss_no_longer_falls() -> None:
+    curriculum = Curriculum(length=1, longest=60, patience=5, rate=0.5, average=1.0)
+    for step in range(1, 4):  # a falling average: nothing happens
+        curriculum.update(0.1, step)
+    assert curriculum.length == 1 and curriculum.minimum_step == 3
+    assert curriculum.average == pytest.approx(0.1 + 0.9 / 8)
+    for step in range(4, 9):
+        curriculum.update(1.0, step)
+        assert curriculum.length == 1
+    average = curriculum.average
+    curriculum.update(1.0, 9)  # six steps after the minimum
+    assert curriculum.length == 11, "at least ten more"
+    assert curriculum.average == pytest.approx(average + 0.5 * (1 - average) + 0.3)
+    assert curriculum.minimum == 10 and curriculum.minimum_step == 9
+    curriculum.update(1.0, 10)
+    assert curriculum.minimum == curriculum.average, "a new minimum is found at once"
+
+
+@pytest.mark.parametrize(("length", "longer"), [(1, 11), (40, 50), (100, 125), (900, 1000)])
+def test_sequences_grow_by_a_quarter_at_least_ten_and_to_the_limit(
+    length: int, longer: int
+) -> None:
+    curriculum = Curriculum(length=length, patience=0, average=0.5, minimum=0.1)
+    curriculum.update(0.5, 1)
+    assert curriculum.length == longer
+    curriculum = Curriculum(length=1000, patience=0, average=0.5, minimum=0.1)
+    curriculum.update(0.5, 1)
+    assert (curriculum.length, curriculum.average) == (1000, 0.5)
+
+
+@pytest.mark.parametrize(("length", "waits"), [(1, 30), (10, 30), (100, 15), (999, 11)])
+def test_patience_falls_with_the_decades_of_the_length(length: int, waits: int) -> None:
+    curriculum = Curriculum(length=length, patience=30, average=0.5, minimum=0.1)
+    step = 0
+    while curriculum.length == length:
+        step += 1
+        curriculum.update(0.5, step)
+    assert step in (waits, waits + 1)
+
+
+def test_a_step_takes_up_to_n_records_of_one_data_set(config: Any) -> None:
+    sets = {"zsre": RECORDS[:3], "counterfact": RECORDS[3:]}
+    trainer = DAFNetTrainer(config(seq_len_start=4), sets)
+    of = {r["prompt"]: name for name, records in sets.items() for r in records}
+    drawn = [trainer.batches() for _ in range(100)]
+    assert {len({of[r["prompt"]] for r in batch}) for batch in drawn} == {1}
+    assert {of[batch[0]["prompt"]] for batch in drawn} == set(sets)
+    assert {len(batch) for batch in drawn} == {1, 2, 3, 4}
+    assert all(len({r["prompt"] for r in batch}) == len(batch) for batch in drawn)
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+def test_records_are_checked_and_named() -> None:
+    assert as_records(RECORDS, "train_set") == RECORDS
+    with pytest.raises(ValueError, match="train_set: Request 1: 'target_new' is missing"):
+        as_records([RECORDS[0], {"prompt": "a"}], "train_set")
+    record = {k: v for k, v in RECORDS[0].items() if k != "locality_ground_truth"}
+    with pytest.raises(ValueError, match="val_set: record 1 has a locality_prompt but no") as error:
+        as_records([RECORDS[0], record], "val_set")
+    assert "\n" not in str(error.value)
+
+
+def test_settings_of_another_kind_are_refused(llama: Path) -> None:
+    editing = DAFNetHyperParams(model_name=str(llama), inner_params=LLAMA_MODULES, device="cpu")
+    with pytest.raises(SettingsError, match="config is a DAFNetHyperParams"):
+        DAFNetTrainer(editing, RECORDS)  # type: ignore[arg-type]
+
+
+def test_easyedits_data_set_can_be_trained_on(
+    config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # EasyEdit writes logs/ into the working folder
+    try:
+        load_easyeditor()
+    except ImportError as error:
+        pytest.skip(str(error))
+    from easyeditor import CounterFactDataset
+
+    (tmp_path / "counterfact.json").write_text(json.dumps(RECORDS))
+    settings = config(max_iters=2)
+    train = CounterFactDataset(str(tmp_path / "counterfact.json"), config=settings)
+    trainer = DAFNetTrainer(config=settings, train_set=train, val_set=train)
+    assert trainer.train_sets == {"edits": RECORDS}
+    scores = trainer.run()
+    assert set(scores) >= {"reliability@1", "generality@1", "locality@10", "score"}
+    assert set(log_of(trainer)[0]) >= {"reliability", "rephrase", "locality", "loss"}
+
+
+def test_passages_are_the_long_lines_of_a_file(config: Any, tmp_path: Path) -> None:
+    long = " ".join(TEXT)
+    file = tmp_path / "passages.txt"
+    file.write_text(f"short line\n\n{long}\n{long} {long}\n", encoding="utf-8")
+    trainer = DAFNetTrainer(config(passages=str(file), passage_max_tokens=30), RECORDS)
+    trainer.prepare()
+    assert trainer.passages is not None and trainer.passages.input_ids.shape == (2, 30)
+    losses = trainer.train_step(list(RECORDS))
+    assert losses["passage"] > 0
+    assert losses["loss"] == pytest.approx(
+        sum(losses[k] for k in ("reliability", "rephrase", "locality", "passage"))
+    )
+
+
+def test_passages_are_generated_by_the_unedited_model(config: Any) -> None:
+    trainer = DAFNetTrainer(config(passages="generated", passage_max_tokens=20), RECORDS)
+    trainer.prepare()
+    assert trainer.passages is not None and trainer.passages.input_ids.shape[1] <= 40
+    starts = {tuple(TOK(r["prompt"])["input_ids"][:2]) for r in RECORDS}
+    assert {tuple(row[:2].tolist()) for row in trainer.passages.input_ids} <= starts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "there is no such file"), ("too short\n", "has no line of more")],
+)
+def test_passages_that_are_not_there_are_named(
+    config: Any, tmp_path: Path, content: str | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "passages.txt").write_text(content)
+    trainer = DAFNetTrainer(config(passages=str(tmp_path / "passages.txt")), RECORDS)
+    with pytest.raises(SettingsError, match=message):
+        trainer.prepare()
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+
+def test_the_checkpoint_says_where_it_comes_from(config: Any, llama: Path, tmp_path: Path) -> None:
+    settings = config(seed=5)
+    trainer = DAFNetTrainer(settings, {"zsre": RECORDS[:4], "counterfact": RECORDS[4:]})
+    trainer.run()
+    assert trainer.save_path == tmp_path / "results" / "models" / "DAFNet" / "tiny-llama"
+    content = json.loads((trainer.save_path / "config.json").read_text())
+    training = content["training"]
+    assert training["settings"]["seed"] == 5 and training["settings"]["max_iters"] == 4
+    assert training["settings"]["edit_lr"] == -0.01 and training["step"] == 4
+    assert training["records"] == {"zsre": 4, "counterfact": 3}
+    assert set(training["versions"]) == {"easyedit_dafnet", "torch", "transformers"}
+    weight = trainer.model.get_parameter(f"{LLAMA_MODULES[0]}.weight")
+    base = content["base_model"]
+    assert (base["name"], base["type"]) == ("tiny-llama", "llama")
+    assert base["fingerprint"][LLAMA_MODULES[0]] == pytest.approx(weight.norm().item(), abs=1e-3)
+    assert str(llama.parent) not in json.dumps(content), "no path of this machine"
+    loaded = load_dafnet(trainer.save_path).state_dict()
+    assert all(torch.equal(loaded[k], v) for k, v in trainer.dafnet.state_dict().items())
+
+
+def test_the_best_checkpoint_is_kept(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = DAFNetTrainer(config(val_interval=1, val_seq_lens=[2]), RECORDS, RECORDS[:3])
+    results = iter([0.2, 0.6, 0.4, 0.5])
+    monkeypatch.setattr(trainer, "validate", lambda: {"score": next(results)})
+    assert trainer.run() == {"score": 0.6}
+    training = json.loads((trainer.save_path / "config.json").read_text())["training"]
+    assert (training["step"], training["validation"]) == (2, {"score": 0.6})
+
+
+def test_validation_scores_sequences_of_each_length(config: Any) -> None:
+    trainer = DAFNetTrainer(config(val_edits=5, val_seq_lens=[1, 5]), RECORDS, RECORDS)
+    scores = trainer.validate()
+    kinds = ("reliability", "generality", "locality", "score")
+    assert set(scores) == {"score", *(f"{kind}@{n}" for kind in kinds for n in (1, 5))}
+    assert all(0 <= value <= 1 for value in scores.values())
+    assert scores["score"] == pytest.approx((scores["score@1"] + scores["score@5"]) / 2)
+
+
+def test_training_on_leaves_the_archive_alone(config: Any, tmp_path: Path) -> None:
+    first = DAFNetTrainer(config(), RECORDS)
+    first.run()
+    archive = load_dafnet(first.save_path)
+    before = {k: v.clone() for k, v in archive.state_dict().items()}
+    again = DAFNetTrainer(config(archive=str(first.save_path), lr=1e-2), RECORDS)
+    assert all(torch.equal(v, before[k]) for k, v in again.dafnet.state_dict().items())
+    again.prepare()
+    again.train_step(list(RECORDS))
+    assert not all(torch.equal(v, before[k]) for k, v in again.dafnet.state_dict().items())
+    same = load_dafnet(first.save_path)
+    assert all(torch.equal(v, before[k]) for k, v in same.state_dict().items())
+    assert not any(p.requires_grad for p in same.parameters())
