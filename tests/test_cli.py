@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from easyedit_dafnet import __version__
+from easyedit_dafnet.bridge import host_info
+from easyedit_dafnet.checkpoint import describe_base_model, load_dafnet, save_dafnet
+from easyedit_dafnet.cli import main
+from easyedit_dafnet.dafnet import DAFNet
+from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams
+from easyedit_dafnet.dafnet_main import apply_dafnet_to_model
+from easyedit_dafnet.networks import NetworkSizes
+from easyedit_dafnet.signals import find_modules
+from tests.tiny import LLAMA_MODULES, REQUESTS, tiny_llama
+
+SIZES: dict[str, Any] = {
+    "layer_n": 1,
+    "inner_att_dim": 16,
+    "ffn_dim": 24,
+    "outer_att_dim": 16,
+    "outer_score_att_dim": 8,
+}
+RECORDS = [{**r, "rephrase_prompt": f"Well known: {r['prompt']}"} for r in REQUESTS]
+WEIGHTS = {f"{name}.weight" for name in LLAMA_MODULES}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def hparams(llama: Path, tmp_path: Path) -> Path:
+    """Editing settings with an archive beside them."""
+    model: Any = AutoModelForCausalLM.from_pretrained(llama)
+    modules = find_modules(model, LLAMA_MODULES)
+    torch.manual_seed(0)
+    dafnet = DAFNet(modules, NetworkSizes(**SIZES), edit_lr=0.1)
+    save_dafnet(dafnet, tmp_path / "archive", describe_base_model(model, "tiny-llama", modules))
+    return settings_file(tmp_path / "edit.yaml", llama, alg_name="DAFNet", archive="archive")
+
+
+def settings_file(path: Path, model: Path, **settings: Any) -> Path:
+    common = {"model_name": str(model), "inner_params": LLAMA_MODULES}
+    path.write_text(yaml.safe_dump({**common, "device": "cpu", **SIZES, **settings}))
+    return path
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    path = tmp_path / "facts.jsonl"
+    path.write_text("\n".join(json.dumps(r) for r in RECORDS[:3]))
+    return path
+
+
+def edited_by_hand(llama: Path, hparams: Path) -> Any:
+    model: Any = AutoModelForCausalLM.from_pretrained(llama)
+    tok = AutoTokenizer.from_pretrained(llama)
+    settings = DAFNetHyperParams.from_hparams(hparams)
+    for request in REQUESTS[:3]:
+        apply_dafnet_to_model(model, tok, [request], settings)
+    return model
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """What the command says in one line on stderr when it fails."""
+    capsys.readouterr()
+    assert main([str(a) for a in arguments]) == 1
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("easyedit-dafnet: ")]
+    assert len(lines) == 1 and error.endswith(lines[0] + "\n") and "Traceback" not in error
+    return lines[0]
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["edit"], ["import-checkpoint"], ["info"]])
+def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--help"])
+    out = capsys.readouterr().out
+    assert end.value.code == 0 and f"usage: {' '.join(['easyedit-dafnet', *command])}" in out
+    if not command:
+        assert all(name in out for name in ("train", "edit", "import-checkpoint", "info"))
+    elif command != ["info"]:
+        assert "example" in out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == f"easyedit-dafnet {__version__}"
+
+
+def test_info_names_the_host_or_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    try:
+        host = str(host_info())
+    except ImportError:
+        host = "missing"
+    lines = {line[:17].strip(): line[17:] for line in out.splitlines()}
+    assert lines["easyedit_dafnet"] == __version__ and lines["EasyEdit"].startswith(host)
+    assert lines["torch"] == torch.__version__ and "cpu" in lines["devices"]
+    assert "DAFNet/llama-7b" in lines["settings"] and "TRAINING/DAFNet/gpt2-xl" in lines["settings"]
+
+
+def test_edit_writes_the_edited_model(
+    llama: Path, hparams: Path, facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "edited"
+    arguments = ["edit", "--hparams", str(hparams), "--facts", str(facts), "--out", str(out)]
+    assert main([*arguments, "--show", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "The capital of France is -> Rome" in shown and shown.count("before:") == 2
+    expected = edited_by_hand(llama, hparams).state_dict()
+    got = AutoModelForCausalLM.from_pretrained(out).state_dict()
+    unedited = AutoModelForCausalLM.from_pretrained(llama).state_dict()
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[k], v) for k, v in expected.items())
+    assert {k for k, v in got.items() if not torch.equal(v, unedited[k])} == WEIGHTS
+    tok = AutoTokenizer.from_pretrained(out)
+    assert tok("London")["input_ids"] == AutoTokenizer.from_pretrained(llama)("London")["input_ids"]
+    assert [p.name for p in out.parent.iterdir()] == ["edited"], "nothing is left over"
+
+
+def test_the_delta_leads_from_the_unedited_to_the_edited_weights(
+    llama: Path, hparams: Path, facts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "new" / "delta.safetensors"
+    arguments = ["edit", "--hparams", str(hparams), "--facts", str(facts), "--delta", str(out)]
+    assert main(arguments) == 0
+    delta = load_file(out)
+    assert delta.keys() == WEIGHTS
+    model: Any = AutoModelForCausalLM.from_pretrained(llama)
+    edited = edited_by_hand(llama, hparams)
+    for name, change in delta.items():
+        assert change.abs().max() > 1e-3
+        torch.testing.assert_close(
+            model.get_parameter(name) + change, edited.get_parameter(name), rtol=0, atol=1e-6
+        )
+    assert [p.name for p in out.parent.iterdir()] == [out.name], "nothing is left over"
+
+
+@pytest.mark.parametrize("option", ["--out", "--delta"])
+def test_edit_overwrites_nothing(
+    hparams: Path, facts: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine"
+    out.write_text("years of work")
+    message = refused(capsys, "edit", "--hparams", hparams, "--facts", facts, option, out)
+    assert f"{out} exists; choose a new name" in message
+    assert out.read_text() == "years of work"
+
+
+def test_edit_says_what_is_wrong(
+    llama: Path, hparams: Path, facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "edited"
+
+    def edit(settings: object = hparams, records: object = facts) -> str:
+        return refused(capsys, "edit", "--hparams", settings, "--facts", records, "--out", out)
+
+    bad = tmp_path / "bad.csv"
+    bad.write_text("prompt,target_new\nThe capital of France is,Rome\nLondon,\n")
+    assert "bad.csv: Request 1: 'target_new' is ''" in edit(records=bad)
+    assert "There is no file" in edit(records=tmp_path / "absent.json")
+    long = tmp_path / "long.json"
+    long.write_text(json.dumps([{"prompt": "London " * 99, "target_new": "Rome"}]))
+    assert "Request 0: prompt and target take" in edit(records=long)
+    assert "no settings file 'absent'" in edit("absent")
+    other = {"alg_name": "DAFNet", "archive": "archive"}
+    wrong = settings_file(tmp_path / "wrong.yaml", llama, **{**other, "ffn_dim": 99})
+    assert "'ffn_dim' is 99" in edit(wrong)
+    assert "is no DAFNet checkpoint" in edit(
+        settings_file(tmp_path / "wrong.yaml", llama, **{**other, "archive": "absent"})
+    )
+    assert "wrong.yaml: unknown setting 'ffn_dm'; did you mean 'ffn_dim'?" in edit(
+        settings_file(tmp_path / "wrong.yaml", llama, **other, ffn_dm=1)
+    )
+    if not torch.cuda.is_available():
+        assert "no CUDA device" in edit(
+            settings_file(tmp_path / "wrong.yaml", llama, **{**other, "device": 0})
+        )
+    assert not out.exists()
+
+
+def test_what_train_writes_can_be_edited_with(
+    llama: Path, facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = settings_file(
+        tmp_path / "train.yaml", llama, alg="DAFNET", passages=None, seq_len_start=2,
+        log_interval=1, edit_lr=-0.05, val_interval=2, val_seq_lens=[2],
+    )  # fmt: skip
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(RECORDS))
+    arguments = ["train", "--hparams", str(training), "--data", str(data), "--val", str(facts)]
+    arguments += ["--out", str(tmp_path / "results"), "--max-iters", "2", "--seed", "3"]
+    assert main([*arguments, "--device", "cpu"]) == 0
+    archive = tmp_path / "results" / "models" / "DAFNet" / "tiny-llama"
+    assert str(archive) in capsys.readouterr().out
+    content = json.loads((archive / "config.json").read_text())["training"]
+    assert content["settings"]["seed"] == 3 and content["settings"]["max_iters"] == 2
+    assert content["records"] == {"data": len(REQUESTS)}
+    assert load_dafnet(archive).step_sizes[0].item() == pytest.approx(-0.05, rel=0.05)
+
+    editing = settings_file(tmp_path / "e.yaml", llama, alg_name="DAFNet", archive=str(archive))
+    delta = tmp_path / "delta.safetensors"
+    arguments = ["edit", "--hparams", str(editing), "--facts", str(facts), "--delta", str(delta)]
+    assert main(arguments) == 0
+    assert all(change.abs().max() > 0 for change in load_file(delta).values())
+
+
+def test_validation_records_are_held_out_of_training(llama: Path, tmp_path: Path) -> None:
+    training = settings_file(
+        tmp_path / "train.yaml", llama, alg="DAFNET", passages=None, max_iters=1,
+        val_seq_lens=[1], results_dir=str(tmp_path / "results"),
+    )  # fmt: skip
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text(json.dumps(RECORDS))
+    data = [f"--data={tmp_path / name}.json" for name in ("a", "b")]
+    assert main(["train", "--hparams", str(training), *data]) == 0
+    archive = tmp_path / "results" / "models" / "DAFNet" / "tiny-llama"
+    records = json.loads((archive / "config.json").read_text())["training"]["records"]
+    assert records == {"a": len(REQUESTS) - 1, "b": len(REQUESTS) - 1}
+
+
+def test_train_says_what_is_wrong(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = settings_file(tmp_path / "train.yaml", llama, alg="DAFNET")
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps([{**REQUESTS[0], "locality_prompt": "London"}] * 40))
+    arguments = ["train", "--hparams", training, "--data"]
+    assert "has a locality_prompt but no" in refused(capsys, *arguments, data)
+    assert "There is no file" in refused(capsys, *arguments, tmp_path / "absent.json")
+    assert "'max_iters' is 0" in refused(capsys, *arguments, data, "--max-iters", "0")
+
+
+def test_import_says_what_is_wrong(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "theirs.yaml"
+    config.write_text("a: b")
+    arguments = ["import-checkpoint", config, tmp_path / "ours", "--config", config]
+    message = refused(capsys, *arguments, "--model", llama)
+    assert "theirs.yaml is not a configuration of the authors' code" in message
+    assert not (tmp_path / "ours").exists()
