@@ -121,7 +121,7 @@ def _load(folder: Path, changed: int, device: str) -> DAFNet:
             fusion_order=config["fusion_order"],
         )
         dafnet.load_state_dict(load_file(folder / WEIGHTS))
-    except (KeyError, TypeError, json.JSONDecodeError, SafetensorError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"archive: {str(folder)!r} is damaged or of another version ({reason}); "
@@ -211,6 +211,16 @@ RELEASED_LAYER = {
     "mode_shift": "shift",
     "mode_scale": "scale",
 }
+# What a file that is no such checkpoint raises while it is read.
+DAMAGED = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
 RELEASED_NORMS = {"EBN": "exact", "BN": "batch", "LN": "layer"}
 
 
@@ -257,7 +267,7 @@ def import_released_checkpoint(
         names, edit_bias = theirs["edit_modules"], theirs["if_edit_bias"]
         sizes["norm_layer"] = RELEASED_NORMS[sizes["norm_layer"]]
         released_sizes = NetworkSizes(**sizes)
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{config} is not a configuration of the authors' code ({' '.join(str(error).split())})"
             "; it needs edit_modules, if_edit_bias and aux_model."
@@ -267,7 +277,11 @@ def import_released_checkpoint(
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
         networks, step_sizes = content["aux_models"], content["edit_lrs"]
         networks = networks[0] if isinstance(networks, tuple) else networks
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        state = {"step_sizes": torch.stack([step_sizes[str(m)] for m in range(len(names))])}
+        for shape, network in networks.items():
+            for name, tensor in _released_network(network).items():
+                state[f"networks.{shape}.{name}"] = tensor
+    except DAMAGED as error:
         raise CheckpointError(
             f"{checkpoint} is not a checkpoint of the authors' code "
             f"({type(error).__name__}: {str(error).splitlines()[0][:120]})."
@@ -275,6 +289,10 @@ def import_released_checkpoint(
 
     language_model = AutoModelForCausalLM.from_pretrained(model)
     modules = find_modules(language_model, names)
+    if edit_bias and (bare := [m.name for m in modules if not m.has_bias]):
+        raise CheckpointError(
+            f"{config} edits biases (if_edit_bias), but {bare[0]} of {model} has none."
+        )
     dafnet = DAFNet(
         modules,
         released_sizes,
@@ -282,10 +300,6 @@ def import_released_checkpoint(
         train_fusion=False,
         fusion_order="released" if fusion_order == "released" else "paper",
     )
-    state = {"step_sizes": torch.stack([step_sizes[str(m)] for m in range(len(modules))])}
-    for shape, network in networks.items():
-        for name, tensor in _released_network(network).items():
-            state[f"networks.{shape}.{name}"] = tensor
     try:
         dafnet.load_state_dict(state)
     except RuntimeError as error:

@@ -17,7 +17,7 @@ from . import __version__
 
 TRAIN_EXAMPLES = """\
 examples:
-  # the embedded model on the embedded facts (about half an hour on 2 cores)
+  # the embedded model on the embedded facts (about ten minutes on 2 cores)
   easyedit-dafnet train --hparams TRAINING/DAFNet/smollm2-135m --data facts
 
   # a model of your own on CounterFact in EasyEdit's layout, checkpoints under ./results
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run_train(args: argparse.Namespace) -> None:
     from .dafnet_hparams import DAFNetTrainingHparams
-    from .records import read_records
+    from .records import RequestError, read_records
     from .trainer import DAFNetTrainer
 
     config = DAFNetTrainingHparams.from_hparams(args.hparams)
@@ -128,7 +128,13 @@ def run_train(args: argparse.Namespace) -> None:
 
             sets["facts"] = load_facts("train", seed=0)
         else:
-            sets[Path(source).stem] = read_records(source)
+            name = Path(source).stem
+            if name in sets:
+                raise RequestError(
+                    f"--data {source}: another data set is called {name!r} too; rename one, the "
+                    "losses are named by them."
+                )
+            sets[name] = read_records(source)
     if args.val:
         validation = read_records(args.val)
     else:
@@ -137,6 +143,8 @@ def run_train(args: argparse.Namespace) -> None:
         for name, records in sets.items():
             records = random.Random(config.seed).sample(records, len(records))
             count = min(200, max(1, len(records) // 20))
+            if count == len(records):
+                raise RequestError(f"{name} has one record; give more, or name some with --val.")
             validation += records[:count]
             sets[name] = records[count:]
     trainer = DAFNetTrainer(config=config, train_set=sets, val_set=validation)

@@ -175,7 +175,13 @@ class _Settings:
     def torch_device(self) -> torch.device:
         """The device of this run, checked to be there."""
         name = str(self.device)
-        device = torch.device(f"cuda:{name}" if name.isdigit() else name)
+        try:
+            device = torch.device(f"cuda:{name}" if name.isdigit() else name)
+        except RuntimeError:
+            raise SettingsError(
+                f"Setting 'device' is {self.device!r}; it must be 'cpu', 'mps', 'cuda:1' or the "
+                "index of a CUDA device."
+            ) from None
         if device.type == "cuda" and not torch.cuda.is_available():
             raise SettingsError(
                 f"Setting 'device' is {self.device!r}, but no CUDA device is here; "

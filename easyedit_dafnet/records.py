@@ -173,6 +173,12 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         raise RequestError(f"{path} is damaged or not {path.suffix[1:]}: {error}.") from None
     if not isinstance(records, list):
         raise RequestError(f"{path} must hold a list of records, not a {type(records).__name__}.")
+    for i, record in enumerate(records):
+        if isinstance(record, dict) and None in record:
+            raise RequestError(
+                f"{path}: record {i} has more cells than the header; put quotes around texts with "
+                "commas."
+            )
     try:
         check_requests(records)
     except RequestError as error:

@@ -113,7 +113,12 @@ class DAFNetTrainer:
 
         device = config.torch_device
         if model is None:
-            loader = getattr(transformers, config.model_class)
+            loader = getattr(transformers, config.model_class, None)
+            if loader is None:
+                raise SettingsError(
+                    f"Setting 'model_class' is {config.model_class!r}, which transformers does not "
+                    "have; AutoModelForCausalLM suits most models."
+                )
             model = loader.from_pretrained(
                 config.model_name,
                 torch_dtype=torch.bfloat16 if config.half else torch.float32,
@@ -300,7 +305,7 @@ class DAFNetTrainer:
                     result = sequence_scores(self.model, self.tok, sequence, parameters)
                 for key, value in result.items():
                     totals[key] = totals.get(key, 0.0) + value * len(sequence) / len(records)
-            totals["score"] = harmonic_mean(totals.values())
+            totals["score"] = harmonic_mean(list(totals.values()))
             scores |= {f"{key}@{length}": round(value, 4) for key, value in totals.items()}
         scores["score"] = fmean(scores[f"score@{n}"] for n in self.config.val_seq_lens)
         return scores

@@ -463,6 +463,26 @@ def test_nothing_in_a_checkpoint_is_executed(llama: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: [1, 2],
+        lambda content: torch.ones(3),
+        lambda content: {**content, "edit_lrs": {}},
+        lambda content: {**content, "aux_models": torch.ones(3)},
+        lambda content: {**content, "aux_models": ({"(32, 48)": {"odd": torch.ones(3)}},)},
+    ],
+)
+def test_other_content_than_the_authors_is_one_sentence(
+    llama: Path, tmp_path: Path, damage: Any
+) -> None:
+    checkpoint, config, content = released_checkpoint(tmp_path, load(llama), LLAMA_MODULES, False)
+    torch.save(damage(content), checkpoint)
+    with pytest.raises(CheckpointError, match="is not a checkpoint of the authors' code") as error:
+        import_released_checkpoint(checkpoint, tmp_path / "ours", config, llama)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("damage", "message"),
     [
         ({"checkpoint": b"no pickle"}, "i-1-loss-0.5 is not a checkpoint of the authors' code"),
@@ -474,6 +494,9 @@ def test_nothing_in_a_checkpoint_is_executed(llama: Path, tmp_path: Path) -> Non
         ({"aux_model": {"norm_layer": "XX"}}, "is not a configuration of the authors' code"),
         ({"aux_model": {"width": 1}}, "is not a configuration of the authors' code"),
         ({"edit_modules": LLAMA_MODULES[:2]}, "does not fit .*theirs.yaml"),
+        ({"aux_model": "abc"}, "is not a configuration of the authors' code"),
+        ({"config": b"\xff\xfe"}, "is not a configuration of the authors' code"),
+        ({"if_edit_bias": True}, "edits biases .*, but .* has none"),
     ],
 )
 def test_what_cannot_be_imported_is_one_sentence(

@@ -200,6 +200,7 @@ def test_what_train_writes_can_be_edited_with(
     )  # fmt: skip
     data = tmp_path / "data.json"
     data.write_text(json.dumps(RECORDS))
+    facts.write_text("\n".join(json.dumps(r) for r in REQUESTS[:3]))  # a prompt and a target only
     arguments = ["train", "--hparams", str(training), "--data", str(data), "--val", str(facts)]
     arguments += ["--out", str(tmp_path / "results"), "--max-iters", "2", "--seed", "3"]
     assert main([*arguments, "--device", "cpu"]) == 0
@@ -240,6 +241,13 @@ def test_train_says_what_is_wrong(
     arguments = ["train", "--hparams", training, "--data"]
     assert "has a locality_prompt but no" in refused(capsys, *arguments, data)
     assert "There is no file" in refused(capsys, *arguments, tmp_path / "absent.json")
+    one = tmp_path / "one.json"
+    one.write_text(json.dumps(REQUESTS[:1]))
+    assert "one has one record" in refused(capsys, *arguments, one)
+    assert "called 'one' too" in refused(capsys, *arguments, one, "--data", one)
+    odd = settings_file(tmp_path / "odd.yaml", llama, alg="DAFNET", model_class="NoSuchModel")
+    message = refused(capsys, "train", "--hparams", odd, "--data", one, "--val", one)
+    assert "'model_class' is 'NoSuchModel'" in message
     assert "'max_iters' is 0" in refused(capsys, *arguments, data, "--max-iters", "0")
 
 

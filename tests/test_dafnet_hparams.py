@@ -142,6 +142,12 @@ def test_devices() -> None:
     assert device("mps") == torch.device("mps")
 
 
+@pytest.mark.parametrize("name", ["gpu", -1, "cuda:x"])
+def test_a_device_of_no_kind_is_one_sentence(name: int | str) -> None:
+    with pytest.raises(SettingsError, match=f"'device' is {name!r}; it must be 'cpu'"):
+        _ = DAFNetHyperParams(**MINIMAL, device=name).torch_device
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 @pytest.mark.parametrize("name", [0, "1", "cuda", "cuda:0"])
 def test_a_missing_cuda_device_is_one_sentence(name: int | str) -> None:

@@ -161,6 +161,7 @@ def test_the_three_kinds_of_file_give_the_same_records(tmp_path: Path) -> None:
         ),
         ("a.json", b"[]", "no requests"),
         ("a.csv", b"question,answer\na,b\n", "'prompt' is missing.*keys: question, answer"),
+        ("a.csv", b"prompt,target_new\na,b\nc,Paris, France\n", "record 1 has more cells"),
         ("a.txt", b"prompt", r"must end in .json, .jsonl or .csv"),
     ],
 )
