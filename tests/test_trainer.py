@@ -139,8 +139,9 @@ def test_the_gradient_is_that_of_plain_backpropagation(config: Any, train_fusion
     trained = 0
     for name, wanted in zip(names, expected, strict=True):
         got = found[name]
-        if wanted is None or not wanted.any():
-            assert got is None or not got.any(), name
+        # A bias under a softmax has no gradient but for rounding, which depends on the threads.
+        if wanted is None or wanted.norm() <= 1e-9:
+            assert got is None or got.norm() <= 1e-9, name
             continue
         assert got is not None and (got - wanted).norm() <= 1e-4 * wanted.norm() + 1e-9, name
         trained += 1
