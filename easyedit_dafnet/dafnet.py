@@ -26,10 +26,19 @@ class Update:
     past: what the module's network keeps of all edits so far, one entry a layer.
     """
 
-    step_weight: Tensor
-    step_bias: Tensor | None
+    x_hat: Tensor
+    delta_hat: Tensor
+    edit_bias: bool
     past_weight: Tensor
     past: list[PastEdits]
+
+    @property
+    def step_weight(self) -> Tensor:
+        return self.x_hat.T @ self.delta_hat
+
+    @property
+    def step_bias(self) -> Tensor | None:
+        return self.delta_hat.sum(0) if self.edit_bias else None
 
     def steps(self, module: EditedModule) -> dict[str, Tensor]:
         """The steps by parameter name, in the layout of the module's parameters."""
@@ -116,8 +125,6 @@ class DAFNet(nn.Module):
         if not self.train_fusion:
             u = u.detach()
         w, w_past = fusion_weights(u, self.fusion_order)
-        scaled = delta_hat * (w / lengths.clamp(min=1)).repeat_interleave(lengths)[:, None]
-        eta = self.step_sizes[m]
-        return Update(
-            eta * (x_hat.T @ scaled), eta * scaled.sum(0) if self.edit_bias else None, w_past, now
-        )
+        scale = self.step_sizes[m] * w / lengths.clamp(min=1)
+        scaled = delta_hat * scale.repeat_interleave(lengths)[:, None]
+        return Update(x_hat, scaled, self.edit_bias, w_past, now)

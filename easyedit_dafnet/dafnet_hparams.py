@@ -306,6 +306,10 @@ class DAFNetTrainingHparams(_Settings):
     passages: str | None = "generated"
     passage_max_tokens: int = 1024
 
+    # Memory for what the unedited model says of the records, in GB; what is more lies on disk, in
+    # results_dir, as long as training runs
+    cache_gb: float = 4.0
+
     # Curriculum over the sequence length N
     seq_len_start: int = 1
     seq_len_max: int = 1000

@@ -2,103 +2,130 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .records import TokenBatch, encode_targets
-from .scoring import forward_logits
-from .signals import target_log_probs
+from .language_model import LanguageModel, Text, texts_of
+from .records import RequestError, context_length, encode_targets
+
+Kind = Literal["reliability", "generality", "locality"]
+# The named losses and what they are about.
+KINDS: dict[str, Kind] = {
+    "reliability": "reliability",
+    "rephrase": "generality",
+    "prefix": "generality",
+    "locality": "locality",
+    "passage": "locality",
+}
+# What of a record is read.
+TEXT_FIELDS = (
+    "prompt",
+    "target_new",
+    "rephrase_prompt",
+    "prefix",
+    "locality_prompt",
+    "locality_ground_truth",
+)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossTerm:
     """One named kind of loss: on these texts, with this weight in the sum.
 
-    `keep` asks that the predictions stay as the unedited model's, else the targets are learnt.
+    `keep` asks that the predictions stay as the unedited model's, whose hidden states the texts
+    then carry (`final`); else the targets are learnt.
     """
 
     name: str
-    kind: Literal["reliability", "generality", "locality"]
     weight: float
-    batch: TokenBatch
+    texts: list[Text]
 
     @property
     def keep(self) -> bool:
-        return self.kind == "locality"
+        return KINDS[self.name] == "locality"
+
+    @property
+    def tokens(self) -> int:
+        """Target tokens of all texts."""
+        return sum(len(text.target_labels) for text in self.texts)
 
 
-def loss_texts(
-    tok: Any, records: Sequence[Mapping[str, Any]]
-) -> Iterator[tuple[str, Literal["reliability", "generality", "locality"], TokenBatch]]:
-    """The named kinds of loss that the records give rise to."""
+def record_texts(tok: Any, record: Mapping[str, Any], model: Any) -> dict[str, Text]:
+    """The texts of a record by the loss they serve; those that it does not have are left out.
 
-    def ask(prompts: list[str], key: str, rows: Sequence[Mapping[str, Any]]) -> TokenBatch:
-        return encode_targets(tok, prompts, [r[key] for r in rows])
-
-    yield "reliability", "reliability", ask([r["prompt"] for r in records], "target_new", records)
-    if rows := [r for r in records if r.get("rephrase_prompt")]:
-        yield (
-            "rephrase",
-            "generality",
-            ask([r["rephrase_prompt"] for r in rows], "target_new", rows),
-        )
-    if rows := [r for r in records if r.get("prefix")]:
-        yield (
-            "prefix",
-            "generality",
-            ask([f"{r['prefix']} {r['prompt']}" for r in rows], "target_new", rows),
-        )
-    if rows := [r for r in records if r.get("locality_prompt")]:
-        yield (
-            "locality",
-            "locality",
-            ask([r["locality_prompt"] for r in rows], "locality_ground_truth", rows),
-        )
+    Raises RequestError for a text without target tokens or longer than the model's context.
+    """
+    prompt, target = record["prompt"], record["target_new"]
+    asked = {"reliability": (prompt, target)}
+    if record.get("rephrase_prompt"):
+        asked["rephrase"] = (record["rephrase_prompt"], target)
+    if record.get("prefix"):
+        asked["prefix"] = (f"{record['prefix']} {prompt}", target)
+    if record.get("locality_prompt"):
+        asked["locality"] = (record["locality_prompt"], record["locality_ground_truth"])
+    limit = context_length(model)
+    texts = {}
+    for name, (asks, answer) in asked.items():
+        try:
+            text = texts_of(encode_targets(tok, [asks], [answer]))[0]
+        except RequestError as error:
+            raise RequestError(f"The {name} text of the record {prompt!r}: {error}") from None
+        if limit is not None and len(text) > limit:
+            raise RequestError(
+                f"The {name} text of the record {prompt!r} takes {len(text)} tokens, but the "
+                f"model's context holds {limit}; shorten it or leave the record out."
+            )
+        texts[name] = text
+    return texts
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum over the target tokens."""
-    return -target_log_probs(logits, labels).sum()
+    """Sum over the target tokens; logits [targets, vocabulary], labels [targets]."""
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
 
 
-def divergence(unedited: Tensor, edited: Tensor, targets: Tensor) -> Tensor:
-    """Sum over the target positions of KL(unedited || edited); logits [n, length, vocabulary]."""
-    before = unedited[targets].float().log_softmax(-1)
-    after = edited[targets].float().log_softmax(-1)
-    return torch.nn.functional.kl_div(after, before, reduction="sum", log_target=True)
+def divergence(unedited: Tensor, edited: Tensor) -> Tensor:
+    """Sum over the target positions of KL(unedited || edited); logits [targets, vocabulary]."""
+    before, after = unedited.float().log_softmax(-1), edited.float().log_softmax(-1)
+    return F.kl_div(after, before, reduction="sum", log_target=True)
 
 
 def backward_losses(
-    model: Any,
+    model: LanguageModel,
     terms: Sequence[LossTerm],
     parameters: Mapping[str, Tensor],
     batch_size: int,
 ) -> dict[str, float]:
     """Mean loss per target token of each term; the gradients of the weighted sum flow back.
 
-    They are added up part by part at `parameters`, so the memory is that of one part.
+    `batch_size` texts share a pass, whatever their terms. Gradients are added up pass by pass at
+    `parameters` and at whatever else the model's hooks bring in, so the memory is that of one.
     Returns {term name: loss times weight, "loss": their sum}.
     """
-    device = next(model.parameters()).device
-    losses = {}
-    for term in terms:
-        tokens, total = int(term.batch.targets.sum()), 0.0
-        for part in term.batch.split(batch_size):
-            part = part.to(device)
-            logits = forward_logits(model, part, parameters)
+    texts = [text for term in terms for text in term.texts]
+    owners = iter([term for term in terms for _ in term.texts])
+    totals = {term.name: torch.zeros(()) for term in terms}
+    for pack in model.packs(texts, batch_size):
+        logits = model.logits(pack, parameters)
+        loss = torch.zeros((), device=logits.device)
+        owned = [(next(owners), text) for text in pack]
+        for term in dict.fromkeys(term for term, _ in owned):
+            group = [text for owner, text in owned if owner is term]
+            labels = torch.cat([text.target_labels for text in group]).to(logits.device)
+            edited, logits = logits.split([len(labels), len(logits) - len(labels)])
             if term.keep:
-                with torch.no_grad():
-                    unedited = forward_logits(model, part, {})
-                value = divergence(unedited, logits, part.targets)
+                value = divergence(model.unedited_logits(group), edited)
             else:
-                value = negative_log_likelihood(logits, part.labels)
-            value = value * (term.weight / tokens)
-            value.backward()
-            total += value.item()
-        losses[term.name] = total
+                value = negative_log_likelihood(edited, labels)
+            value = value * (term.weight / term.tokens)
+            totals[term.name] += value.detach().cpu()
+            loss = loss + value
+        loss.backward()
+    losses = {name: value.item() for name, value in totals.items()}
     losses["loss"] = sum(losses.values())
     return losses

@@ -9,38 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from .records import TokenBatch, encode_targets
+from .language_model import LanguageModel, Text
 
-
-def forward_logits(model: Any, batch: TokenBatch, parameters: Mapping[str, Tensor]) -> Tensor:
-    """Logits [n, length, vocabulary] with the given parameters in place of the model's own."""
-    return functional_call(
-        model,
-        dict(parameters),
-        kwargs={
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "use_cache": False,
-        },
-    ).logits
+SCORES = {"reliability": "reliability", "generality": "rephrase", "locality": "locality"}
 
 
 @torch.no_grad()
 def predictions(
-    model: Any, batch: TokenBatch, parameters: Mapping[str, Tensor], batch_size: int = 16
+    model: LanguageModel,
+    texts: Sequence[Text],
+    parameters: Mapping[str, Tensor],
+    batch_size: int = 16,
 ) -> list[Tensor]:
     """Most probable tokens at the target positions, one tensor a text."""
-    found = []
-    for part in batch.split(batch_size):
-        part = part.to(next(model.parameters()).device)
-        best = forward_logits(model, part, parameters).argmax(-1)
-        found += [row[mask].cpu() for row, mask in zip(best, part.targets, strict=True)]
+    found: list[Tensor] = []
+    for pack in model.packs(texts, batch_size):
+        best = model.logits(pack, parameters).argmax(-1).cpu()
+        found += best.split([len(text.target_labels) for text in pack])
     return found
 
 
@@ -49,33 +38,24 @@ def agreement(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
     return fmean((a == b).float().mean().item() for a, b in zip(first, second, strict=True))
 
 
-def wanted(batch: TokenBatch) -> list[Tensor]:
-    return [row[mask] for row, mask in zip(batch.labels, batch.targets, strict=True)]
-
-
 def sequence_scores(
-    model: Any, tok: Any, records: Sequence[Mapping[str, Any]], parameters: Mapping[str, Tensor]
+    model: LanguageModel,
+    records: Sequence[Mapping[str, Text]],
+    parameters: Mapping[str, Tensor],
 ) -> dict[str, float]:
     """Scores of the records' edits in the model with `parameters`, against the model's own.
 
-    Records may lack a rephrased or an unrelated prompt; what none of them has is not scored.
+    records: the texts of each (losses.record_texts), those of locality with `final`. Records may
+    lack a rephrased or an unrelated prompt; what none of them has is not scored.
     """
     scores = {}
-    targets = [r["target_new"] for r in records]
-    batch = encode_targets(tok, [r["prompt"] for r in records], targets)
-    scores["reliability"] = agreement(predictions(model, batch, parameters), wanted(batch))
-    if rows := [r for r in records if r.get("rephrase_prompt")]:
-        batch = encode_targets(
-            tok, [r["rephrase_prompt"] for r in rows], [r["target_new"] for r in rows]
-        )
-        scores["generality"] = agreement(predictions(model, batch, parameters), wanted(batch))
-    if rows := [r for r in records if r.get("locality_prompt")]:
-        batch = encode_targets(
-            tok,
-            [r["locality_prompt"] for r in rows],
-            [r["locality_ground_truth"] for r in rows],
-        )
-        scores["locality"] = agreement(
-            predictions(model, batch, parameters), predictions(model, batch, {})
-        )
+    for score, name in SCORES.items():
+        texts = [record[name] for record in records if name in record]
+        if not texts:
+            continue
+        if score == "locality":
+            wanted = [model.unedited_logits([text]).argmax(-1).cpu() for text in texts]
+        else:
+            wanted = [text.target_labels for text in texts]
+        scores[score] = agreement(predictions(model, texts, parameters), wanted)
     return scores

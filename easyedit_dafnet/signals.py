@@ -7,17 +7,19 @@ sum of the outer products of x and delta; DAFNet works on the factors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from .dafnet_hparams import nearest
+from .language_model import inference_mode_of, target_logits
 from .records import IGNORE, TokenBatch
 
 # Powers of two, so that dividing it out again is exact. float16 gradients would underflow.
@@ -117,28 +119,6 @@ def _shared_weights(model: nn.Module) -> dict[str, str]:
     }
 
 
-@contextmanager
-def inference_mode_of(model: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients to the model's own parameters; both as before afterwards."""
-    training = model.training
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        model.train(training)
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-
-
-def target_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log probabilities of the labelled tokens, [number of target tokens], in row order."""
-    targets = labels != IGNORE
-    return logits[targets].float().log_softmax(-1).gather(1, labels[targets][:, None]).squeeze(1)
-
-
 def edit_signals(
     model: Any,
     modules: Sequence[EditedModule],
@@ -154,17 +134,26 @@ def edit_signals(
     reach, as in the last layer's MLP.
     Raises FloatingPointError when a signal is not finite.
     """
-    parts = [
-        _signals(model, modules, part, dict(originals or {})) for part in batch.split(batch_size)
-    ]
+    device = next(model.parameters()).device
+    parts = []
+    for part in batch.to(device).split(batch_size):
+        forward = partial(target_logits, model, part, originals or {})
+        with inference_mode_of(model):
+            parts.append(collect_signals(model, modules, part.labels, forward))
     return [concatenate(p) for p in zip(*parts, strict=True)]
 
 
-def _signals(
-    model: Any, modules: Sequence[EditedModule], batch: TokenBatch, originals: dict[str, Tensor]
+def collect_signals(
+    model: Any,
+    modules: Sequence[EditedModule],
+    labels: Tensor,
+    forward: Callable[[], Tensor],
 ) -> list[EditSignals]:
-    """The signals of one pass through the model."""
-    batch = batch.to(next(model.parameters()).device)
+    """The signals of one pass of texts [n, length], one EditSignals a module.
+
+    forward: runs the model, its parameters without gradients, and gives the logits at the
+    targets [number of targets, vocabulary].
+    """
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
@@ -178,26 +167,19 @@ def _signals(
 
         return hook
 
+    targets = labels != IGNORE
     with ExitStack() as stack, torch.enable_grad():
-        stack.enter_context(inference_mode_of(model))
         for module in modules:
             handle = model.get_submodule(module.name).register_forward_hook(watch(module.name))
             stack.callback(handle.remove)
-        logits = functional_call(
-            model,
-            originals,
-            kwargs={
-                "input_ids": batch.input_ids,
-                "attention_mask": batch.attention_mask,
-                "use_cache": False,
-            },
-        ).logits
+        logits = forward()
         scale = LOSS_SCALE.get(logits.dtype, 1.0)
-        loss = -scale * target_log_probs(logits, batch.labels.to(logits.device)).sum()
+        wanted = labels[targets].to(logits.device)
+        loss = scale * F.cross_entropy(logits.float(), wanted, reduction="sum")
         gradients = torch.autograd.grad(loss, [outputs[m.name] for m in modules])
 
     # Positions up to the last one that predicts a target token.
-    reach = batch.targets.flip(1).cumsum(1).flip(1) > 0
+    reach = targets.flip(1).cumsum(1).flip(1) > 0
     signals = []
     for module, gradient in zip(modules, gradients, strict=True):
         x, delta = inputs[module.name].float(), gradient.float() / scale

@@ -23,17 +23,20 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from . import __version__
 from .checkpoint import dafnet_for, describe_base_model, save_dafnet
-from .dafnet import DAFNet, Update
+from .dafnet import DAFNet
 from .dafnet_hparams import DAFNetTrainingHparams, SettingsError
-from .losses import LossTerm, backward_losses, loss_texts
-from .records import TokenBatch, check_requests, encode_passages, encode_targets
+from .edited_weights import EditedWeights
+from .language_model import LanguageModel, Text, inference_mode_of, texts_of
+from .losses import KINDS, LossTerm, backward_losses
+from .records import check_requests, encode_passages
 from .scoring import sequence_scores
-from .signals import EditSignals, edit_signals, find_modules, inference_mode_of
+from .signals import find_modules
+from .unedited import Cache, Prepared, Unedited, joined_signals
 
 LOG = logging.getLogger(__name__)
 PASSAGES_GENERATED, PASSAGES_AT_ONCE = 64, 16
@@ -147,11 +150,16 @@ class DAFNetTrainer:
                 train_fusion=config.train_fusion,
                 fusion_order=config.fusion_order,
             ).to(device)
+        self.language_model = LanguageModel(model, [m.name for m in self.modules])
+        cache = Cache(config.cache_gb * 1e9, Path(config.results_dir))
+        self.unedited = Unedited(self.language_model, tok, self.modules, cache)
+        self.passages: list[Text] = []
         self.optimizer = torch.optim.Adam(
             [
                 {"params": list(self.dafnet.networks.parameters()), "lr": config.lr},
                 {"params": [self.dafnet.step_sizes], "lr": config.lr_lr},
-            ]
+            ],
+            fused=True,
         )
         self.warmup = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: min(1.0, (step + 1) / (config.lr_warmup + 1))
@@ -170,26 +178,7 @@ class DAFNetTrainer:
 
     # ---- one step -------------------------------------------------------------------------------
 
-    def signals(self, records: Sequence[Mapping[str, Any]]) -> list[EditSignals]:
-        """Signals of the records' edits, one EditSignals a module."""
-        batch = encode_targets(
-            self.tok, [r["prompt"] for r in records], [r["target_new"] for r in records]
-        )
-        return edit_signals(
-            self.model, self.modules, batch, batch_size=self.config.signal_batch_size
-        )
-
-    def edited(self, updates: Sequence[Update]) -> dict[str, Tensor]:
-        """The edited parameters by name, with their graph back to the updates."""
-        parameters = {}
-        for module, update in zip(self.modules, updates, strict=True):
-            for name, step in update.steps(module).items():
-                original = self.model.get_parameter(name).detach()
-                value = original.float() + step.to(original.device)
-                parameters[name] = value.to(original.dtype)
-        return parameters
-
-    def loss_terms(self, records: list[Mapping[str, Any]]) -> list[LossTerm]:
+    def loss_terms(self, prepared: Sequence[Prepared]) -> list[LossTerm]:
         """The losses of a batch, each on at most `loss_sample_max_count` of its texts."""
         weights = {
             "reliability": self.config.reliability_weight,
@@ -197,35 +186,46 @@ class DAFNetTrainer:
             "locality": self.config.locality_weight,
         }
         terms = []
-        for name, kind, batch in loss_texts(self.tok, records):
-            count = min(len(batch), self.config.loss_sample_max_count)
-            rows = sorted(self.random.sample(range(len(batch)), count))
-            terms.append(LossTerm(name, kind, weights[kind], batch[rows]))
-        if self.passages is not None:
-            row = self.random.randrange(len(self.passages))
-            batch = self.passages[[row]]
-            terms.append(LossTerm("passage", "locality", weights["locality"], batch))
+        for name, kind in KINDS.items():
+            texts = [p.texts[name] for p in prepared if name in p.texts]
+            if name == "passage" and self.passages:
+                texts = [self.unedited.passage(self.random.choice(self.passages))]
+            if texts:
+                count = min(len(texts), self.config.loss_sample_max_count)
+                rows = sorted(self.random.sample(range(len(texts)), count))
+                terms.append(LossTerm(name, weights[kind], [texts[row] for row in rows]))
         return terms
 
-    def train_step(self, records: list[Mapping[str, Any]]) -> dict[str, float]:
+    def edited(self, prepared: Sequence[Prepared], text_tokens: int) -> EditedWeights:
+        """The language model's weights after the edits of the prepared records."""
+        updates = self.dafnet(joined_signals(prepared))
+        return EditedWeights(self.model, self.modules, updates, text_tokens)
+
+    def train_step(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """One step of training on a sequence of edits. Returns the losses."""
         # Only the normalisation tells training from evaluation: it then goes on counting.
         self.dafnet.train(not self.config.norm_warmup_edits)
-        parameters = self.edited(self.dafnet(self.signals(records)))
-        # One backward pass through the networks for all losses: collect at the weights first.
-        leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
-        with inference_mode_of(self.model):
+        prepared = [self.unedited.record(record) for record in records]
+        terms = self.loss_terms(prepared)
+        edited = self.edited(prepared, sum(len(text) for term in terms for text in term.texts))
+        with inference_mode_of(self.model), edited.applied() as parameters:
             losses = backward_losses(
-                self.model, self.loss_terms(records), leaves, self.config.loss_batch_size
+                self.language_model, terms, parameters, self.config.loss_batch_size
             )
-        torch.autograd.backward(list(parameters.values()), [leaf.grad for leaf in leaves.values()])
-        losses["gradient_norm"] = torch.nn.utils.clip_grad_norm_(
-            self.dafnet.networks.parameters(), self.config.grad_clip
-        ).item()
+        edited.backward()
+        losses["gradient_norm"] = self.clip()
         self.optimizer.step()
         self.warmup.step()
         self.optimizer.zero_grad(set_to_none=True)
         return losses
+
+    def clip(self) -> float:
+        """Clip the gradient of the networks; returns its norm before."""
+        parameters = list(self.dafnet.networks.parameters())
+        norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if norm > self.config.grad_clip:  # else the pass over the gradients would change nothing
+            clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
+        return norm.item()
 
     # ---- before, between and after --------------------------------------------------------------
 
@@ -237,14 +237,15 @@ class DAFNetTrainer:
             some = self.random.sample(pool, min(edits, len(pool)))
             step = self.config.signal_batch_size
             for i in tqdm(range(0, len(some), step), desc="Signal statistics", leave=False):
-                self.dafnet.update_statistics(self.signals(some[i : i + step]))
+                group = [self.unedited.record(record) for record in some[i : i + step]]
+                self.dafnet.update_statistics(joined_signals(group))
         self.passages = self.read_passages()
 
-    def read_passages(self) -> TokenBatch | None:
+    def read_passages(self) -> list[Text]:
         """Plain text whose predictions must stay."""
         source, limit = self.config.passages, self.config.passage_max_tokens
         if source is None:
-            return None
+            return []
         if source == "generated":
             texts = self.generate_passages(limit)
         elif Path(source).is_file():
@@ -257,7 +258,8 @@ class DAFNetTrainer:
             )
         if not texts:
             raise SettingsError(f"passages: {source!r} has no line of more than 20 words.")
-        return encode_passages(self.tok, texts, limit)
+        passages = texts_of(encode_passages(self.tok, texts, limit))
+        return [text for text in passages if len(text.target_labels)]
 
     def generate_passages(self, length: int) -> list[str]:
         """What the unedited model itself goes on to say after the first words of some prompts."""
@@ -300,9 +302,11 @@ class DAFNetTrainer:
             sequences = [records[i : i + length] for i in range(0, len(records), length)]
             totals: dict[str, float] = {}
             for sequence in sequences:
-                parameters = self.edited(self.dafnet(self.signals(sequence)))
-                with inference_mode_of(self.model):
-                    result = sequence_scores(self.model, self.tok, sequence, parameters)
+                prepared = [self.unedited.record(record) for record in sequence]
+                texts = [p.texts for p in prepared]
+                edited = self.edited(prepared, sum(len(t) for each in texts for t in each.values()))
+                with inference_mode_of(self.model), edited.applied() as parameters:
+                    result = sequence_scores(self.language_model, texts, parameters)
                 for key, value in result.items():
                     totals[key] = totals.get(key, 0.0) + value * len(sequence) / len(records)
             totals["score"] = harmonic_mean(list(totals.values()))

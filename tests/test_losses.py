@@ -8,18 +8,19 @@ import torch.nn.functional as F
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
+from easyedit_dafnet.language_model import LanguageModel, Text, texts_of
 from easyedit_dafnet.losses import (
+    KINDS,
     LossTerm,
     backward_losses,
     divergence,
-    loss_texts,
     negative_log_likelihood,
+    record_texts,
 )
-from easyedit_dafnet.records import IGNORE, encode_targets
+from easyedit_dafnet.records import IGNORE, RequestError, encode_targets
 from tests.tiny import LLAMA_MODULES, REQUESTS, tiny_llama, tokenizer
 
 TOK = tokenizer()
-LABELS = torch.tensor([[IGNORE, 3, 1, IGNORE], [2, IGNORE, IGNORE, IGNORE]])
 
 
 @pytest.fixture(scope="module")
@@ -28,33 +29,29 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
 
 
-def test_negative_log_likelihood_is_the_sum_of_the_cross_entropies() -> None:
-    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
-    expected = F.cross_entropy(
-        logits.flatten(0, 1), LABELS.flatten(), ignore_index=IGNORE, reduction="sum"
-    )
-    torch.testing.assert_close(negative_log_likelihood(logits, LABELS), expected)
+def test_negative_log_likelihood_is_the_sum_over_the_targets() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    labels = [3, 1, 2]
+    expected = -sum(logits[t].softmax(-1)[label].log() for t, label in enumerate(labels))
+    found = negative_log_likelihood(logits, torch.tensor(labels))
+    torch.testing.assert_close(found, torch.as_tensor(expected))
 
 
 def test_divergence_is_that_of_the_edited_from_the_unedited() -> None:
     generator = torch.Generator().manual_seed(0)
-    before, after = (torch.randn(2, 4, 5, generator=generator) for _ in range(2))
-    targets = LABELS != IGNORE
+    before, after = (torch.randn(3, 5, generator=generator) for _ in range(2))
     expected = 0.0
-    for i, t in targets.nonzero().tolist():
-        p, q = before[i, t].softmax(-1), after[i, t].softmax(-1)
+    for t in range(3):
+        p, q = before[t].softmax(-1), after[t].softmax(-1)
         expected += (p * (p / q).log()).sum().item()
-    assert divergence(before, after, targets).item() == pytest.approx(expected, rel=1e-5)
+    assert divergence(before, after).item() == pytest.approx(expected, rel=1e-5)
     assert expected > 0
-    assert divergence(after, before, targets).item() != pytest.approx(expected, rel=1e-3)
+    assert divergence(after, before).item() != pytest.approx(expected, rel=1e-3)
     # Logits that differ by a constant give the same probabilities.
-    assert divergence(before, before + 2, targets).item() == pytest.approx(0, abs=1e-5)
-    # Only the targets count.
-    changed = torch.where(targets[..., None], before, after)
-    assert divergence(before, changed, targets).item() == pytest.approx(0, abs=1e-5)
+    assert divergence(before, before + 2).item() == pytest.approx(0, abs=1e-5)
 
 
-def test_each_record_gives_the_losses_that_it_has_texts_for() -> None:
+def test_each_record_gives_the_losses_that_it_has_texts_for(model: Any) -> None:
     records = [
         {"prompt": "London", "target_new": "Rome"},
         {
@@ -66,59 +63,78 @@ def test_each_record_gives_the_losses_that_it_has_texts_for() -> None:
             "locality_ground_truth": "France",
         },
     ]
-    found = {name: (kind, batch) for name, kind, batch in loss_texts(TOK, records)}
-    assert {name: kind for name, (kind, _) in found.items()} == {
+    texts = record_texts(TOK, records[1], model)
+    assert {name: KINDS[name] for name in texts} == {
         "reliability": "reliability",
         "rephrase": "generality",
         "prefix": "generality",
         "locality": "locality",
     }
-    texts = {
-        name: [
-            TOK.decode(row[mask == 1])
-            for row, mask in zip(b.input_ids, b.attention_mask, strict=True)
-        ]
-        for name, (_, b) in found.items()
+    assert {name: TOK.decode(text.ids) for name, text in texts.items()} == {
+        "reliability": "Oslo Athens",
+        "rephrase": "Where is Oslo? Athens",
+        "prefix": "It is well known. Oslo Athens",
+        "locality": "The city of Lyon is in France",
     }
-    assert texts == {
-        "reliability": ["London Rome", "Oslo Athens"],
-        "rephrase": ["Where is Oslo? Athens"],
-        "prefix": ["It is well known. Oslo Athens"],
-        "locality": ["The city of Lyon is in France"],
+    assert {name: TOK.decode(text.target_labels) for name, text in texts.items()} == {
+        "reliability": " Athens",
+        "rephrase": " Athens",
+        "prefix": " Athens",
+        "locality": " France",
     }
-    assert [name for name, _, _ in loss_texts(TOK, records[:1])] == ["reliability"]
+    assert list(record_texts(TOK, records[0], model)) == ["reliability"]
+
+
+def test_records_that_cannot_be_used_are_named(model: Any) -> None:
+    record = {"prompt": "London is " * 40, "target_new": "Rome"}
+    with pytest.raises(RequestError, match=r"reliability text of the record .* tokens, but the"):
+        record_texts(TOK, record, model)
+    record = {**record, "prompt": "Oslo", "locality_prompt": "", "prefix": "Rome " * 70}
+    with pytest.raises(RequestError, match="prefix text of the record 'Oslo' takes") as error:
+        record_texts(TOK, record, model)
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def language_model(model: Any) -> LanguageModel:
+    return LanguageModel(model, LLAMA_MODULES)
+
+
+def texts_for(model: LanguageModel, requests: list[dict[str, str]]) -> list[Text]:
+    """With all that a term may need."""
+    batch = encode_targets(
+        TOK, [r["prompt"] for r in requests], [r["target_new"] for r in requests]
+    )
+    return [model.with_final(text) for text in model.with_hidden(texts_of(batch))]
 
 
 @pytest.mark.parametrize("batch_size", [2, 100])
-def test_the_gradient_is_that_of_the_weighted_sum_of_means(model: Any, batch_size: int) -> None:
-    batch = encode_targets(
-        TOK, [r["prompt"] for r in REQUESTS], [r["target_new"] for r in REQUESTS]
-    )
-    terms = [
-        LossTerm("reliability", "reliability", 0.3, batch[:5]),
-        LossTerm("locality", "locality", 0.7, batch[4:]),
-    ]
+def test_the_gradient_is_that_of_the_weighted_sum_of_means(
+    language_model: LanguageModel, batch_size: int
+) -> None:
+    model, texts = language_model.model, texts_for(language_model, REQUESTS)
+    terms = [LossTerm("reliability", 0.3, texts[:5]), LossTerm("locality", 0.7, texts[4:])]
     names = [f"{m}.weight" for m in LLAMA_MODULES]
     torch.manual_seed(0)
     edited = {
         n: model.get_parameter(n) + 0.05 * torch.randn_like(model.get_parameter(n)) for n in names
     }
     leaves = {n: p.clone().requires_grad_() for n, p in edited.items()}
-    losses = backward_losses(model, terms, leaves, batch_size)
+    losses = backward_losses(language_model, terms, leaves, batch_size)
 
     plain = {n: p.clone().requires_grad_() for n, p in edited.items()}
 
     def logits(term: LossTerm, parameters: dict[str, Any]) -> Any:
-        inputs = {"attention_mask": term.batch.attention_mask}
-        return functional_call(model, parameters, (term.batch.input_ids,), inputs).logits
+        parts = [functional_call(model, parameters, (t.ids[None],)).logits[0] for t in term.texts]
+        return torch.cat(
+            [part[t.labels != IGNORE] for part, t in zip(parts, term.texts, strict=True)]
+        )
 
-    learnt = terms[0].weight * F.cross_entropy(
-        logits(terms[0], plain).flatten(0, 1), terms[0].batch.labels.flatten(), ignore_index=IGNORE
-    )
-    targets = terms[1].batch.targets
-    kept = terms[1].weight * F.kl_div(
-        logits(terms[1], plain)[targets].log_softmax(-1),
-        logits(terms[1], {})[targets].softmax(-1),
+    labels = torch.cat([t.target_labels for t in terms[0].texts])
+    learnt = 0.3 * F.cross_entropy(logits(terms[0], plain), labels)
+    kept = 0.7 * F.kl_div(
+        logits(terms[1], plain).log_softmax(-1),
+        logits(terms[1], {}).softmax(-1),
         reduction="batchmean",
     )
     (learnt + kept).backward()
@@ -129,10 +145,11 @@ def test_the_gradient_is_that_of_the_weighted_sum_of_means(model: Any, batch_siz
         torch.testing.assert_close(leaves[name].grad, plain[name].grad, rtol=1e-4, atol=1e-6)
 
 
-def test_unedited_parameters_lose_nothing_in_locality(model: Any) -> None:
-    batch = encode_targets(TOK, ["London"], ["is a town"])
+def test_unedited_parameters_lose_nothing_in_locality(language_model: LanguageModel) -> None:
+    texts = texts_for(language_model, [{"prompt": "London", "target_new": "is a town"}])
     name = f"{LLAMA_MODULES[0]}.weight"
-    leaf = model.get_parameter(name).clone().requires_grad_()
-    losses = backward_losses(model, [LossTerm("kept", "locality", 1.0, batch)], {name: leaf}, 8)
+    leaf = language_model.model.get_parameter(name).clone().requires_grad_()
+    term = LossTerm("locality", 1.0, texts)
+    losses = backward_losses(language_model, [term], {name: leaf}, 8)
     assert losses["loss"] == pytest.approx(0, abs=1e-6)
     assert leaf.grad is not None and leaf.grad.abs().max() < 1e-5

@@ -11,6 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from easyedit_dafnet.bridge import load_easyeditor
+from easyedit_dafnet.language_model import LanguageModel
+from easyedit_dafnet.losses import record_texts
 from easyedit_dafnet.scoring import agreement, sequence_scores
 from tests.tiny import LLAMA_MODULES, TEXT, tiny_llama, tokenizer
 
@@ -42,6 +44,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return model.requires_grad_(False)
 
 
+def scores_of(
+    model: Any, records: list[dict[str, str]], parameters: dict[str, torch.Tensor]
+) -> dict[str, float]:
+    language_model = LanguageModel(model, LLAMA_MODULES)
+    prepared = []
+    for record in records:
+        texts = record_texts(TOK, record, model)
+        if "locality" in texts:
+            texts["locality"] = language_model.with_final(texts["locality"])
+        prepared.append(texts)
+    return sequence_scores(language_model, prepared, parameters)
+
+
 def test_agreement_is_a_mean_over_texts_of_fractions() -> None:
     a = [torch.tensor([1, 2, 3, 4]), torch.tensor([5])]
     assert agreement(a, [torch.tensor([1, 2, 3, 0]), torch.tensor([5])]) == (0.75 + 1) / 2
@@ -49,7 +64,7 @@ def test_agreement_is_a_mean_over_texts_of_fractions() -> None:
 
 
 def test_scores_count_the_tokens_that_the_model_puts_first(model: Any) -> None:
-    scores = sequence_scores(model, TOK, RECORDS, {})
+    scores = scores_of(model, RECORDS, {})
     assert scores.keys() == {"reliability", "generality", "locality"}
     assert scores["locality"] == 1, "nothing is edited"
 
@@ -71,14 +86,14 @@ def test_scores_count_the_tokens_that_the_model_puts_first(model: Any) -> None:
 def test_the_scores_are_of_the_given_parameters(model: Any) -> None:
     name = "lm_head.weight"
     changed = {name: -model.get_parameter(name).detach()}
-    scores = sequence_scores(model, TOK, RECORDS, changed)
+    scores = scores_of(model, RECORDS, changed)
     assert scores["locality"] == 0, "every most probable token is another one"
-    assert sequence_scores(model, TOK, RECORDS, {})["locality"] == 1
+    assert scores_of(model, RECORDS, {})["locality"] == 1
 
 
 def test_what_no_record_has_is_not_scored(model: Any) -> None:
     records = [{"prompt": "London", "target_new": "Rome"}]
-    assert sequence_scores(model, TOK, records, {}).keys() == {"reliability"}
+    assert scores_of(model, records, {}).keys() == {"reliability"}
 
 
 def test_scores_are_those_of_easyedit(
@@ -102,6 +117,6 @@ def test_scores_are_those_of_easyedit(
             )
             for r in RECORDS
         ]
-        ours = sequence_scores(scored, TOK, RECORDS, {})
+        ours = scores_of(scored, RECORDS, {})
         assert ours["reliability"] == pytest.approx(fmean(fmean(t["rewrite_acc"]) for t in theirs))
         assert ours["generality"] == pytest.approx(fmean(fmean(t["rephrase_acc"]) for t in theirs))

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
+from easyedit_dafnet import edited_weights
 from easyedit_dafnet.bridge import load_easyeditor
 from easyedit_dafnet.checkpoint import load_dafnet
 from easyedit_dafnet.dafnet_hparams import (
@@ -17,15 +17,16 @@ from easyedit_dafnet.dafnet_hparams import (
     DAFNetTrainingHparams,
     SettingsError,
 )
-from easyedit_dafnet.losses import loss_texts
-from easyedit_dafnet.records import IGNORE
 from easyedit_dafnet.trainer import Curriculum, DAFNetTrainer, as_records
+from tests.conftest import Subject
+from tests.plain import plain_losses, plain_weights
 from tests.tiny import LLAMA_MODULES, REQUESTS, TEXT, tiny_llama, tokenizer
 
 TOK = tokenizer()
 RECORDS = [
     {
         **request,
+        "prefix": "Lisbon is well known.",
         "rephrase_prompt": f"It is well known that {request['prompt']}",
         "locality_prompt": f"Not {request['prompt']}",
         "locality_ground_truth": "Paris",
@@ -89,42 +90,30 @@ def test_training_learns_and_leaves_the_language_model_alone(config: Any, llama:
     assert all(p.grad is None for p in model.parameters())
 
 
-def plain_loss(trainer: DAFNetTrainer, records: list[dict[str, Any]]) -> torch.Tensor:
-    """The sum of all losses as one graph from the networks to the language model's logits."""
-    parameters = {}
-    for module, update in zip(
-        trainer.modules, trainer.dafnet(trainer.signals(records)), strict=True
-    ):
-        original = trainer.model.get_parameter(module.weight_name).detach()
-        parameters[module.weight_name] = original + update.step_weight.T
-    weights = {"reliability": 0.1, "generality": 0.3, "locality": 0.7}
-    total = torch.zeros(())
-    for _, kind, batch in loss_texts(TOK, records):
-        inputs = {"attention_mask": batch.attention_mask}
-        edited = functional_call(trainer.model, parameters, (batch.input_ids,), inputs).logits
-        if kind == "locality":
-            unedited = trainer.model(batch.input_ids, **inputs).logits
-            mask = batch.targets
-            before, after = unedited[mask].softmax(-1).detach(), edited[mask].log_softmax(-1)
-            value = (before * (before.log() - after)).sum(-1).mean()
-        else:
-            value = F.cross_entropy(
-                edited.flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE
-            )
-        total = total + weights[kind] * value
-    return total
-
-
 @pytest.mark.parametrize("train_fusion", [True, False])
-def test_the_gradient_is_that_of_plain_backpropagation(config: Any, train_fusion: bool) -> None:
+@pytest.mark.parametrize("form", ["as they come", "factors", "dense", "unsplit"])
+def test_the_step_is_that_of_plain_backpropagation(
+    config: Any, subject: Subject, train_fusion: bool, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if form in ("factors", "dense"):
+        monkeypatch.setattr(edited_weights, "factors_are_cheaper", lambda *_: form == "factors")
     settings = config(
-        reliability_weight=0.1, generality_weight=0.3, locality_weight=0.7,
-        signal_batch_size=2, loss_batch_size=2, train_fusion=train_fusion, grad_clip=1e9,
+        model_name=str(subject.folder), inner_params=subject.modules, layer_n=2,
+        edit_bias=subject.edit_bias, train_fusion=train_fusion, norm_warmup_edits=5,
+        reliability_weight=0.1, generality_weight=0.3, locality_weight=0.7, loss_batch_size=3,
+        grad_clip=1e9,
     )  # fmt: skip
     trainer = DAFNetTrainer(settings, RECORDS)
+    if form == "unsplit":
+        trainer.language_model.split = False
     trainer.prepare()
-    trainer.dafnet.eval()  # the statistics stay as they are
-    loss = plain_loss(trainer, RECORDS[:4])
+    assert trainer.language_model.split == (form != "unsplit")
+    records = RECORDS[:5]
+    model = deepcopy(trainer.model).eval().requires_grad_(False)
+    weights = plain_weights(model, TOK, trainer.dafnet.eval(), records)
+    parts = plain_losses(model, TOK, records, weights)
+    weight = {"reliability": 0.1, "rephrase": 0.3, "prefix": 0.3, "locality": 0.7}
+    loss = torch.stack([weight[name] * value for name, value in parts.items()]).sum()
     names, parameters = zip(*trainer.dafnet.named_parameters(), strict=True)
     expected = torch.autograd.grad(loss, parameters, allow_unused=True)
     found: dict[str, torch.Tensor | None] = {}
@@ -133,21 +122,22 @@ def test_the_gradient_is_that_of_plain_backpropagation(config: Any, train_fusion
         found.update({n: p.grad for n, p in trainer.dafnet.named_parameters()})
 
     trainer.optimizer.register_step_pre_hook(look)
-    losses = trainer.train_step(list(RECORDS[:4]))
-    assert losses["loss"] == pytest.approx(loss.item(), rel=1e-4)
-    assert losses["gradient_norm"] > 0
+    losses = trainer.train_step(records)
+    for name, value in parts.items():
+        assert losses[name] == pytest.approx(weight[name] * value.item(), rel=1e-4)
     trained = 0
     for name, wanted in zip(names, expected, strict=True):
         got = found[name]
         # A bias under a softmax has no gradient but for rounding, which depends on the threads.
-        if wanted is None or wanted.norm() <= 1e-9:
-            assert got is None or got.norm() <= 1e-9, name
+        if wanted is None or wanted.norm() <= 1e-7:
+            assert got is None or got.norm() <= 1e-7, name
             continue
+        # Sums of some hundred products in another order, in float32.
         assert got is not None and (got - wanted).norm() <= 1e-4 * wanted.norm() + 1e-9, name
         trained += 1
-    assert trained > 20
+    assert trained > 40
     fusion = [g for n, g in found.items() if ".fusion.query.weight" in n]
-    assert len(fusion) == 2 and all(
+    assert len(fusion) == 4 and all(
         (g is not None and bool(g.any())) == train_fusion for g in fusion
     )
 
@@ -289,20 +279,20 @@ def test_passages_are_the_long_lines_of_a_file(config: Any, tmp_path: Path) -> N
     file.write_text(f"short line\n\n{long}\n{long} {long}\n", encoding="utf-8")
     trainer = DAFNetTrainer(config(passages=str(file), passage_max_tokens=30), RECORDS)
     trainer.prepare()
-    assert trainer.passages is not None and trainer.passages.input_ids.shape == (2, 30)
+    assert [len(text) for text in trainer.passages] == [30, 30]
     losses = trainer.train_step(list(RECORDS))
     assert losses["passage"] > 0
     assert losses["loss"] == pytest.approx(
-        sum(losses[k] for k in ("reliability", "rephrase", "locality", "passage"))
+        sum(losses[k] for k in ("reliability", "rephrase", "prefix", "locality", "passage"))
     )
 
 
 def test_passages_are_generated_by_the_unedited_model(config: Any) -> None:
     trainer = DAFNetTrainer(config(passages="generated", passage_max_tokens=20), RECORDS)
     trainer.prepare()
-    assert trainer.passages is not None and trainer.passages.input_ids.shape[1] <= 40
+    assert trainer.passages and max(map(len, trainer.passages)) <= 40
     starts = {tuple(TOK(r["prompt"])["input_ids"][:2]) for r in RECORDS}
-    assert {tuple(row[:2].tolist()) for row in trainer.passages.input_ids} <= starts
+    assert {tuple(text.ids[:2].tolist()) for text in trainer.passages} <= starts
 
 
 @pytest.mark.parametrize(

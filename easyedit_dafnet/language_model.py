@@ -1,0 +1,330 @@
+"""The language model in two parts: the layers below the first edited one, and those from it on.
+
+Edits never change what the lower layers compute, so training runs them once per text and goes on
+from what they gave. The upper layers take several texts side by side, without padding, and the
+vocabulary logits are computed only where a target is predicted.
+
+Nothing here knows an architecture: hooks on the layers put in the kept hidden states and an
+attention mask that keeps the texts apart, and a plain run of the model says, once, whether the
+outcome is the same.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .records import IGNORE, TokenBatch, context_length
+
+LOG = logging.getLogger(__name__)
+# Attention between texts that share a pass is wasted: it grows with the square of the length.
+MAX_TOKENS = 2048
+# Relative difference of the logits from a plain run; another mask or position gives about 1.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@contextmanager
+def inference_mode_of(model: nn.Module) -> Iterator[None]:
+    """No dropout and no gradients to the model's own parameters; both as before afterwards."""
+    training = model.training
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    model.eval()
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.train(training)
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the place whose input was asked for."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+@contextmanager
+def _at_targets(model: Any, targets: Tensor, stop: bool = False) -> Iterator[None]:
+    """The output embeddings see the hidden states at the targets ([n, length], bool) only.
+
+    `stop` ends the pass there: _Reached holds the hidden states, [number of targets, d].
+    """
+
+    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        hidden = args[0][targets.to(args[0].device)]
+        if stop:
+            raise _Reached(hidden)
+        return (hidden[None],)
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def target_logits(model: Any, batch: TokenBatch, parameters: Mapping[str, Tensor]) -> Tensor:
+    """Logits at the target positions, [number of targets, vocabulary], in row order.
+
+    With the given parameters in place of the model's own. A plain pass with padding.
+    """
+    with _at_targets(model, batch.targets):
+        return functional_call(
+            model,
+            dict(parameters),
+            kwargs={
+                "input_ids": batch.input_ids,
+                "attention_mask": batch.attention_mask,
+                "use_cache": False,
+            },
+        ).logits[0]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text with the tokens to be predicted in it, and what the unedited model makes of it.
+
+    ids, labels: [length], labels as in TokenBatch. hidden: [length, d], the input of the first
+    edited layer, or None where it is not kept. final: [targets, d], the input of the output
+    embeddings at the targets, or None.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    hidden: Tensor | None = None
+    final: Tensor | None = None
+
+    @property
+    def target_labels(self) -> Tensor:
+        return self.labels[self.labels != IGNORE]
+
+    def to(self, device: torch.device | str) -> Text:
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items() if v is not None})
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def texts_of(batch: TokenBatch) -> list[Text]:
+    """The rows of a batch without their padding."""
+    lengths = batch.attention_mask.sum(1).tolist()
+    rows = zip(batch.input_ids, batch.labels, lengths, strict=True)
+    return [Text(ids[:length], labels[:length]) for ids, labels, length in rows]
+
+
+class LanguageModel:
+    """A causal language model whose linear modules `names` are edited.
+
+    It is not changed; callers see to evaluation mode and gradients (inference_mode_of).
+    `split` says whether texts share a pass and start at the first edited layer; where a plain run
+    disagrees, each text passes the whole model alone.
+    """
+
+    def __init__(self, model: Any, names: Sequence[str]) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.max_tokens = min(context_length(model) or MAX_TOKENS, MAX_TOKENS)
+        self.blocks, self.first = _blocks(model, names)
+        self.split = False
+        if self.blocks:
+            self.signature = inspect.signature(self.blocks[0].forward)
+            wanted = {"hidden_states", "attention_mask"} <= self.signature.parameters.keys()
+            self.split = wanted and "position_ids" in inspect.signature(model.forward).parameters
+        if self.split and not self._agrees_with_a_plain_run():
+            self.split = False
+        if not self.split:
+            LOG.warning(
+                "Training runs every text alone and through all layers of this %s, which is slow: "
+                "its layers cannot be started from kept hidden states.",
+                type(model).__name__,
+            )
+
+    @torch.no_grad()
+    def _agrees_with_a_plain_run(self) -> bool:
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(1, 14) % vocabulary
+        parts = ids.split([5, 8])
+        texts = [Text(part, torch.cat([part[1:], torch.tensor([IGNORE])])) for part in parts]
+        with inference_mode_of(self.model):
+            seen: list[Any] = []
+            with _watched(self.blocks[0], seen):
+                plain = [self.model(t.ids[None].to(self.device), use_cache=False) for t in texts]
+            self.returns_tuple = isinstance(seen[0], tuple)
+            texts = self.with_hidden(texts)
+            self.with_hidden(texts[::-1])  # what layers leave behind must not matter
+            found = self.logits(texts).float()
+        expected = torch.cat([p.logits[0, :-1].float() for p in plain])
+        error = (found - expected).norm() / (expected - expected.mean()).norm()
+        return error.item() <= TOLERANCE.get(self.model.dtype, 1e-4)
+
+    # ---- passes ---------------------------------------------------------------------------------
+
+    def packs(self, texts: Sequence[Text], size: int) -> Iterator[list[Text]]:
+        """The texts in order, in groups that share a pass: at most `size` texts."""
+        group: list[Text] = []
+        for text in texts:
+            tokens = sum(map(len, group)) + len(text)
+            if group and (len(group) == size or tokens > self.max_tokens or not self.split):
+                yield group
+                group = []
+            group.append(text)
+        if group:
+            yield group
+
+    @torch.no_grad()
+    def with_hidden(self, texts: Sequence[Text]) -> list[Text]:
+        """The texts with the input of the first edited layer, computed in one pass."""
+        if not self.split:
+            return list(texts)
+        try:
+            with self._apart(texts, stop_at=self.first):
+                self._run(texts, {})
+        except _Reached as reached:
+            parts = reached.value[0].split([len(t) for t in texts])
+            return [replace(t, hidden=h.clone()) for t, h in zip(texts, parts, strict=True)]
+        raise AssertionError("unreachable: the first edited layer is always reached")
+
+    @torch.no_grad()
+    def with_final(self, text: Text) -> Text:
+        """The text with the input of the output embeddings at its targets."""
+        try:
+            with self._at([text]), _at_targets(self.model, _targets([text]), stop=True):
+                self._run([text], {})
+        except _Reached as reached:
+            return replace(text, final=reached.value)
+        raise AssertionError("unreachable: the output embeddings are always reached")
+
+    def logits(
+        self, texts: Sequence[Text], parameters: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """One pass of texts that `packs` put together. Logits at their targets, [targets, V]."""
+        with self._at(texts), _at_targets(self.model, _targets(texts)):
+            return self._run(texts, parameters or {})[0]
+
+    @torch.no_grad()
+    def unedited_logits(self, texts: Sequence[Text]) -> Tensor:
+        """The unedited model's logits at the targets, [targets, V], from the texts' `final`."""
+        final = torch.cat([t.final for t in texts if t.final is not None])
+
+        def put_in(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+            return (final[None].to(args[0].device),)
+
+        with ExitStack() as stack:
+            handle = self.model.get_output_embeddings().register_forward_pre_hook(put_in)
+            stack.callback(handle.remove)
+            if self.split:
+                stack.enter_context(self._skipping(len(self.blocks)))
+            # A token carries `final` past the layers, to whatever the model does to its logits.
+            return self._run([Text(texts[0].ids[:1], texts[0].labels[:1])], {})[0]
+
+    def _run(self, texts: Sequence[Text], parameters: Mapping[str, Tensor]) -> Tensor:
+        inputs = {"input_ids": torch.cat([t.ids for t in texts])[None].to(self.device)}
+        if len(texts) > 1:
+            positions = torch.cat([torch.arange(len(t)) for t in texts])
+            inputs["position_ids"] = positions[None].to(self.device)
+        return functional_call(
+            self.model, dict(parameters), kwargs={**inputs, "use_cache": False}
+        ).logits
+
+    @contextmanager
+    def _at(self, texts: Sequence[Text]) -> Iterator[None]:
+        """From the first edited layer where the hidden states are there, else from the start."""
+        kept = [t.hidden for t in texts if t.hidden is not None]
+        with ExitStack() as stack:
+            if kept:
+                stack.enter_context(self._skipping(self.first))
+            if self.split:
+                stack.enter_context(self._apart(texts, torch.cat(kept) if kept else None))
+            yield
+
+    @contextmanager
+    def _skipping(self, n: int) -> Iterator[None]:
+        """The first n layers hand their input on."""
+
+        def hand_on(hidden_states: Tensor, *_: Any, **__: Any) -> Any:
+            return (hidden_states,) if self.returns_tuple else hidden_states
+
+        skipped = self.blocks[:n]
+        own = [block.__dict__.get("forward") for block in skipped]
+        for block in skipped:
+            block.forward = hand_on
+        try:
+            yield
+        finally:
+            for block, forward in zip(skipped, own, strict=True):
+                del block.forward
+                if forward is not None:  # as accelerate puts one there
+                    block.forward = forward
+
+    @contextmanager
+    def _apart(
+        self,
+        texts: Sequence[Text],
+        hidden: Tensor | None = None,
+        stop_at: int | None = None,
+    ) -> Iterator[None]:
+        """Texts in one row do not see each other; `hidden` goes into the first edited layer."""
+        lengths = torch.tensor([len(t) for t in texts])
+        owner = torch.arange(len(texts)).repeat_interleave(lengths).to(self.device)
+        visible = (owner[:, None] == owner[None]).tril()
+        masks: dict[Any, Tensor] = {}
+
+        def prepare(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            bound = self.signature.bind(*args, **kwargs)
+            values = bound.arguments
+            like = values["hidden_states"]
+            if stop_at is not None and block is self.blocks[stop_at]:
+                raise _Reached(like)
+            if hidden is not None and block is self.blocks[self.first]:
+                values["hidden_states"] = hidden[None].to(like.device, like.dtype)
+            if len(texts) > 1:
+                if like.device not in masks:
+                    mask = torch.zeros(visible.shape, dtype=like.dtype, device=like.device)
+                    lowest = torch.finfo(like.dtype).min
+                    masks[like.device] = mask.masked_fill_(~visible.to(like.device), lowest)
+                values["attention_mask"] = masks[like.device][None, None]
+            return bound.args, bound.kwargs
+
+        with ExitStack() as stack:
+            for block in self.blocks:
+                handle = block.register_forward_pre_hook(prepare, with_kwargs=True)
+                stack.callback(handle.remove)
+            yield
+
+
+def _targets(texts: Sequence[Text]) -> Tensor:
+    return torch.cat([t.labels for t in texts])[None] != IGNORE
+
+
+def _blocks(model: nn.Module, names: Sequence[str]) -> tuple[list[Any], int]:
+    """The model's layers and the index of the first that holds one of the modules, if any do."""
+    path = names[0].split(".")
+    for depth, part in enumerate(path):
+        if part.isdigit():
+            stem = ".".join(path[:depth])
+            blocks = model.get_submodule(stem)
+            inside = [n.split(".") for n in names if n.startswith(f"{stem}.")]
+            if isinstance(blocks, nn.ModuleList) and len(inside) == len(names):
+                return list(blocks), min(int(n[depth]) for n in inside)
+            break
+    return [], 0
+
+
+@contextmanager
+def _watched(block: nn.Module, seen: list[Any]) -> Iterator[None]:
+    handle = block.register_forward_hook(lambda _, __, output: seen.append(output))
+    try:
+        yield
+    finally:
+        handle.remove()

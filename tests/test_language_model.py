@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    PhiConfig,
+    Qwen2Config,
+)
+
+from easyedit_dafnet.language_model import LanguageModel, Text, target_logits, texts_of
+from easyedit_dafnet.records import IGNORE, TokenBatch, encode_targets
+from tests.conftest import Subject
+from tests.tiny import LLAMA_MODULES, REQUESTS, tiny_llama
+
+SIZES = {
+    "vocab_size": 420,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+ARCHITECTURES: dict[str, tuple[Any, str]] = {
+    "gpt-j": (
+        GPTJConfig(vocab_size=420, n_positions=64, n_embd=32, n_layer=3, n_head=4, rotary_dim=4),
+        "transformer.h.1.mlp.fc_in",
+    ),
+    "gpt-neox": (GPTNeoXConfig(**SIZES), "gpt_neox.layers.1.mlp.dense_h_to_4h"),
+    "mistral": (MistralConfig(**SIZES, num_key_value_heads=2), "model.layers.1.mlp.up_proj"),
+    "qwen2": (Qwen2Config(**SIZES, num_key_value_heads=2), "model.layers.1.mlp.up_proj"),
+    "gemma2": (
+        Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0),
+        "model.layers.1.mlp.up_proj",
+    ),
+    "phi": (PhiConfig(**SIZES), "model.layers.1.mlp.fc1"),
+    "falcon": (FalconConfig(**SIZES), "transformer.h.1.mlp.dense_h_to_4h"),
+    "bloom": (
+        BloomConfig(vocab_size=420, hidden_size=32, n_layer=3, n_head=4),
+        "transformer.h.1.mlp.dense_h_to_4h",
+    ),
+    "opt": (
+        OPTConfig(**{**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+        "model.decoder.layers.1.fc1",
+    ),
+}
+
+
+def requests_of(subject: Subject) -> TokenBatch:
+    return encode_targets(
+        subject.tok, [r["prompt"] for r in REQUESTS], [r["target_new"] for r in REQUESTS]
+    )
+
+
+def plain_logits(model: Any, texts: list[Text]) -> torch.Tensor:
+    """Each text alone through the whole model; rows of its targets."""
+    with torch.no_grad():
+        return torch.cat([model(t.ids[None]).logits[0][t.labels != IGNORE] for t in texts])
+
+
+def test_texts_are_the_rows_without_padding(subject: Subject) -> None:
+    batch = requests_of(subject)
+    texts = texts_of(batch)
+    assert [len(t) for t in texts] == batch.attention_mask.sum(1).tolist()
+    expected = [subject.tok(f"{r['prompt']} {r['target_new']}")["input_ids"] for r in REQUESTS]
+    assert [t.ids.tolist() for t in texts] == expected
+    assert all(t.target_labels.tolist() == t.ids.tolist()[-len(t.target_labels) :] for t in texts)
+
+
+def test_logits_at_the_targets_are_those_of_the_whole_model(subject: Subject) -> None:
+    model, batch = subject.model(), requests_of(subject)
+    with torch.no_grad():
+        found = target_logits(model, batch, {})
+        rows = model(batch.input_ids, attention_mask=batch.attention_mask).logits
+    torch.testing.assert_close(found, rows[batch.targets])
+    assert not model.get_output_embeddings()._forward_pre_hooks
+
+
+def test_texts_that_share_a_pass_from_the_first_edited_layer_do_not_meet(subject: Subject) -> None:
+    model = subject.model()
+    language_model = LanguageModel(model, subject.modules)
+    assert language_model.split and language_model.first == 1
+    texts = texts_of(requests_of(subject))
+    split = language_model.with_hidden(texts)
+    assert all(t.hidden is not None and len(t.hidden) == len(t) for t in split)
+    expected = plain_logits(model, texts)
+    with torch.no_grad():
+        for given in (split, texts):  # from the kept hidden states, from the start
+            packs = list(language_model.packs(given, 3))
+            assert [len(p) for p in packs] == [3, 3, 1]
+            found = torch.cat([language_model.logits(pack) for pack in packs])
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # One text alone, too, and the model computes as before afterwards.
+    torch.testing.assert_close(
+        language_model.logits(split[:1]), plain_logits(model, texts[:1]), rtol=1e-4, atol=1e-5
+    )
+    assert torch.equal(plain_logits(model, texts), expected)
+    assert all("forward" not in vars(block) for block in language_model.blocks)
+
+
+def test_hidden_states_are_computed_below_the_first_edited_layer_only(subject: Subject) -> None:
+    model = subject.model()
+    language_model = LanguageModel(model, subject.modules)
+    ran: list[int] = []
+    for i, block in enumerate(language_model.blocks):
+        attention = next(m for n, m in block.named_children() if "attn" in n)
+        attention.register_forward_hook(lambda *_, i=i: ran.append(i))
+    (text,) = language_model.with_hidden(texts_of(requests_of(subject))[:1])
+    assert ran == [0]
+    ran.clear()
+    with torch.no_grad():
+        language_model.logits([text])
+    assert ran == [1, 2]
+    text = language_model.with_final(text)
+    ran.clear()
+    language_model.unedited_logits([text])
+    assert ran == []
+
+
+def test_unedited_logits_come_from_the_kept_final_hidden_states(subject: Subject) -> None:
+    model = subject.model()
+    texts = texts_of(requests_of(subject))
+    for split in (True, False):
+        language_model = LanguageModel(model, subject.modules)
+        language_model.split = split
+        kept = [language_model.with_final(t) for t in language_model.with_hidden(texts)]
+        found = language_model.unedited_logits(kept)
+        torch.testing.assert_close(found, plain_logits(model, texts), rtol=1e-4, atol=1e-5)
+
+
+def test_parameters_given_take_the_place_of_the_models_own(subject: Subject) -> None:
+    model = subject.model()
+    language_model = LanguageModel(model, subject.modules)
+    texts = texts_of(requests_of(subject))
+    name = f"{subject.modules[-1]}.weight"
+    changed = model.get_parameter(name).detach() * 2
+    with torch.no_grad():
+        found = language_model.logits(language_model.with_hidden(texts), {name: changed})
+        model.get_parameter(name).copy_(changed)
+    torch.testing.assert_close(found, plain_logits(model, texts), rtol=1e-4, atol=1e-5)
+
+
+def test_packs_are_no_longer_than_the_context(subject: Subject) -> None:
+    language_model = LanguageModel(subject.model(), subject.modules)
+    assert language_model.max_tokens == 64
+    ids = torch.arange(30)
+    texts = [Text(ids, ids)] * 5
+    assert [len(p) for p in language_model.packs(texts, 100)] == [2, 2, 1]
+    language_model.split = False
+    assert [len(p) for p in language_model.packs(texts, 100)] == [1] * 5
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_other_architectures_give_the_logits_of_a_plain_run(name: str, attention: str) -> None:
+    config, module = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    try:
+        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    except ValueError as error:  # transformers names those that have one kind only
+        pytest.skip(str(error).splitlines()[0])
+    model.eval().requires_grad_(False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.15)
+    language_model = LanguageModel(model, [module])
+    takes_positions = name not in {"opt", "bloom"}
+    assert language_model.split or not takes_positions
+    texts = [Text(torch.arange(1, n), torch.arange(2, n + 1)) for n in (9, 4, 14)]
+    given = [language_model.with_final(t) for t in language_model.with_hidden(texts)]
+    with torch.no_grad():
+        packs = language_model.packs(given, 100)
+        found = torch.cat([language_model.logits(pack) for pack in packs])
+    expected = torch.cat([model(t.ids[None]).logits[0] for t in texts])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    unedited = language_model.unedited_logits(given)
+    torch.testing.assert_close(unedited, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_cannot_be_split_runs_text_by_text(caplog: pytest.LogCaptureFixture) -> None:
+    config = MambaConfig(vocab_size=420, hidden_size=32, state_size=4, num_hidden_layers=3)
+    model: Any = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
+    language_model = LanguageModel(model, ["backbone.layers.1.mixer.out_proj"])
+    assert not language_model.split
+    assert "Training runs every text alone" in caplog.text and "MambaForCausalLM" in caplog.text
+    texts = [Text(torch.arange(1, n), torch.arange(2, n + 1)) for n in (9, 4)]
+    given = [language_model.with_final(t) for t in language_model.with_hidden(texts)]
+    with torch.no_grad():
+        found = torch.cat([language_model.logits(p) for p in language_model.packs(given, 8)])
+    expected = torch.cat([model(t.ids[None]).logits[0] for t in texts])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        language_model.unedited_logits(given), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_layers_that_do_not_keep_to_their_input_are_found_out(subject: Subject) -> None:
+    """A layer that reads what an earlier one left behind cannot start in the middle."""
+    model = subject.model()
+    seen: list[torch.Tensor] = []
+    first, last = LanguageModel(model, subject.modules).blocks[::2]
+    attention = next(m for n, m in first.named_children() if "attn" in n)
+    attention.register_forward_hook(lambda _, __, output: seen.append(output[0]))
+
+    def add(_: Any, args: tuple[torch.Tensor, ...], kwargs: dict[str, Any]) -> Any:
+        return (args[0] + 3 * seen[-1], *args[1:]), kwargs
+
+    last.register_forward_pre_hook(add, with_kwargs=True)
+    assert not LanguageModel(model, subject.modules).split
+
+
+def test_half_precision_models_are_split_too(tmp_path: Path) -> None:
+    folder = tiny_llama(tmp_path / "tiny-llama")
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.bfloat16).eval()
+    language_model = LanguageModel(model, LLAMA_MODULES)
+    assert language_model.split
+    texts = [Text(torch.arange(1, n), torch.arange(2, n + 1)) for n in (9, 4)]
+    with torch.no_grad():
+        found = language_model.logits(language_model.with_hidden(texts))
+    expected = torch.cat([model(t.ids[None]).logits[0] for t in texts])
+    # bfloat16 keeps 8 bits; the logits here are up to about 3.
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.1)
