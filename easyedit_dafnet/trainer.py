@@ -211,7 +211,7 @@ class DAFNetTrainer:
         """One step of training on a sequence of edits. Returns the losses."""
         # Only the normalisation tells training from evaluation: it then goes on counting.
         self.dafnet.train(not self.config.norm_warmup_edits)
-        parameters = self.edited(self.dafnet(self.signals(records)))
+        parameters = self.edited(self.dafnet(self.signals(records))[0])
         # One backward pass through the networks for all losses: collect at the weights first.
         leaves = {name: p.detach().requires_grad_() for name, p in parameters.items()}
         with inference_mode_of(self.model):
@@ -300,7 +300,7 @@ class DAFNetTrainer:
             sequences = [records[i : i + length] for i in range(0, len(records), length)]
             totals: dict[str, float] = {}
             for sequence in sequences:
-                parameters = self.edited(self.dafnet(self.signals(sequence)))
+                parameters = self.edited(self.dafnet(self.signals(sequence))[0])
                 with inference_mode_of(self.model):
                     result = sequence_scores(self.model, self.tok, sequence, parameters)
                 for key, value in result.items():

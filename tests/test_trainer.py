@@ -93,7 +93,7 @@ def plain_loss(trainer: DAFNetTrainer, records: list[dict[str, Any]]) -> torch.T
     """The sum of all losses as one graph from the networks to the language model's logits."""
     parameters = {}
     for module, update in zip(
-        trainer.modules, trainer.dafnet(trainer.signals(records)), strict=True
+        trainer.modules, trainer.dafnet(trainer.signals(records))[0], strict=True
     ):
         original = trainer.model.get_parameter(module.weight_name).detach()
         parameters[module.weight_name] = original + update.step_weight.T
