@@ -5,7 +5,7 @@ It knows neither EasyEdit nor the language model, only the names and shapes of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -16,42 +16,66 @@ from .networks import AuxiliaryNetwork, NetworkSizes, PastEdits
 from .signals import EditedModule, EditSignals
 
 FusionOrder = Literal["paper", "released"]
+# What the networks keep of all edits so far: by shape, one entry a layer.
+Past = dict[str, list[PastEdits]]
 
 
 @dataclass(frozen=True)
 class Update:
     """What a batch of edits does to one module: change = past_weight * change + step.
 
-    step_weight: [d_in, d_out]; step_bias: [d_out] or None; past_weight: scalar, w_past.
-    past: what the module's network keeps of all edits so far, one entry a layer.
+    The step is kept as factors, its weight part being x_hatᵀ delta_hat.
+    x_hat: [T, d_in]; delta_hat: [T, d_out], with the step size, the edits' weights and lengths in
+    it; past_weight: scalar, w_past; edit_bias: whether the module's bias is edited too.
     """
 
     x_hat: Tensor
     delta_hat: Tensor
-    edit_bias: bool
     past_weight: Tensor
-    past: list[PastEdits]
+    edit_bias: bool = False
 
     @property
     def step_weight(self) -> Tensor:
+        """[d_in, d_out]"""
         return self.x_hat.T @ self.delta_hat
 
     @property
     def step_bias(self) -> Tensor | None:
+        """[d_out], or None when biases are not edited."""
         return self.delta_hat.sum(0) if self.edit_bias else None
+
+    def factors(self, module: EditedModule) -> tuple[Tensor, Tensor]:
+        """Two matrices whose product is the step, in the layout of the module's weight."""
+        first, second = self.x_hat, self.delta_hat
+        return (second.T, first) if module.transposed else (first.T, second)
 
     def steps(self, module: EditedModule) -> dict[str, Tensor]:
         """The steps by parameter name, in the layout of the module's parameters."""
-        steps = {module.weight_name: self.step_weight.T if module.transposed else self.step_weight}
+        left, right = self.factors(module)
+        steps = {module.weight_name: left @ right}
         if self.step_bias is not None:
             steps[module.bias_name] = self.step_bias
         return steps
+
+    def changed(self, module: EditedModule, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The module's changes after these edits, by parameter name; `changes` stay as they are.
+
+        changes: float32, by parameter name, in the layout of the parameters.
+        """
+        change, w_past = changes[module.weight_name], self.past_weight.item()
+        left, right = (factor.to(change.device) for factor in self.factors(module))
+        changed = {module.weight_name: torch.addmm(change, left, right, beta=w_past)}
+        if self.step_bias is not None:
+            change = changes[module.bias_name]
+            changed[module.bias_name] = w_past * change + self.step_bias.to(change.device)
+        return changed
 
 
 def fusion_weights(u: Tensor, order: FusionOrder = "paper") -> tuple[Tensor, Tensor]:
     """Weights of the n edits of a batch and of all that was before them.
 
-    u: [layers, n], the attention that each edit pays to itself. Applying edit after edit,
+    u: [layers, ..., n], the attention that each edit pays to itself; the weights are [..., n]
+    and [...]. Applying edit after edit,
     each scaling what was there by 1 - u_i and adding itself with u_i, gives
     w_i = u_i * prod_{j>i} (1 - u_j) and w_past = prod_j (1 - u_j).
     The paper's u is the mean over the layers, so that any split of a sequence agrees; the
@@ -59,9 +83,9 @@ def fusion_weights(u: Tensor, order: FusionOrder = "paper") -> tuple[Tensor, Ten
     """
     if order == "paper":
         u = u.mean(0, keepdim=True)
-    after = (1 - u).flip(1).cumprod(1).flip(1)  # prod_{j>=i} (1 - u_j)
-    later = torch.cat([after[:, 1:], torch.ones_like(after[:, :1])], 1)
-    return (u * later).mean(0), after[:, 0].mean()
+    after = (1 - u).flip(-1).cumprod(-1).flip(-1)  # prod_{j>=i} (1 - u_j)
+    later = torch.cat([after[..., 1:], torch.ones_like(after[..., :1])], -1)
+    return (u * later).mean(0), after[..., 0].mean(0)
 
 
 class DAFNet(nn.Module):
@@ -80,17 +104,18 @@ class DAFNet(nn.Module):
         super().__init__()
         self.edited, self.sizes = list(modules), sizes
         self.edit_bias, self.train_fusion, self.fusion_order = edit_bias, train_fusion, fusion_order
-        shapes: dict[str, list[EditedModule]] = {}
-        for module in modules:
-            shapes.setdefault(module.shape, []).append(module)
+        # The modules of each shape, by index; a module's mode is its place among them.
+        self.groups: dict[str, list[int]] = {}
+        for m, module in enumerate(modules):
+            self.groups.setdefault(module.shape, []).append(m)
         self.networks = nn.ModuleDict(
             {
-                shape: AuxiliaryNetwork(group[0].d_in, group[0].d_out, len(group), sizes)
-                for shape, group in shapes.items()
+                shape: AuxiliaryNetwork(
+                    modules[group[0]].d_in, modules[group[0]].d_out, len(group), sizes
+                )
+                for shape, group in self.groups.items()
             }
         )
-        # A module's mode is its order among the modules of its shape.
-        self.modes = [shapes[m.shape].index(m) for m in modules]
         self.step_sizes = nn.Parameter(torch.full([len(modules)], edit_lr))  # eta
 
         self.base_model: dict[str, Any] = {}  # what the checkpoint says of the language model
@@ -108,23 +133,37 @@ class DAFNet(nn.Module):
     def device(self) -> torch.device:
         return self.step_sizes.device
 
-    def forward(
-        self, signals: Sequence[EditSignals], past: Sequence[list[PastEdits]] | None = None
-    ) -> list[Update]:
-        """signals: one a module, the same n edits in each. Returns one Update a module."""
-        return [self.update(m, s, past[m] if past else None) for m, s in enumerate(signals)]
+    def new_past(self, dtype: torch.dtype = torch.float32) -> Past:
+        """What is kept before the first edit. dtype: of what will be kept."""
+        return {
+            shape: cast(AuxiliaryNetwork, network).new_past(dtype, self.device)
+            for shape, network in self.networks.items()
+        }
 
-    def update(self, m: int, signals: EditSignals, past: list[PastEdits] | None) -> Update:
-        """The update of module m (paper, 3.3, gradient fusion)."""
-        network = self.network(self.edited[m])
-        signals = signals.to(self.device)
-        lengths = signals.lengths
-        x_hat, delta_hat, u, now = network(
-            torch.cat([signals.x, signals.delta], -1), lengths, self.modes[m], past
-        )
-        if not self.train_fusion:
-            u = u.detach()
-        w, w_past = fusion_weights(u, self.fusion_order)
-        scale = self.step_sizes[m] * w / lengths.clamp(min=1)
-        scaled = delta_hat * scale.repeat_interleave(lengths)[:, None]
-        return Update(x_hat, scaled, self.edit_bias, w_past, now)
+    def forward(
+        self, signals: Sequence[EditSignals], past: Past | None = None
+    ) -> tuple[list[Update], Past | None]:
+        """The updates of n edits (paper, 3.3, gradient fusion), one a module.
+
+        signals: one a module, the same n edits in each. past: what is kept of the edits before
+        them, `new_past()` where there are none; the new past comes back, and the old one stays
+        valid until it is gone on from again. Without it nothing is kept, as in training.
+        """
+        updates: dict[int, Update] = {}
+        now: Past = {}
+        for shape, group in self.groups.items():
+            parts = [signals[m].to(self.device) for m in group]
+            s = torch.cat([torch.cat([part.x, part.delta], -1) for part in parts])
+            lengths = torch.cat([part.lengths for part in parts])
+            x_hat, delta_hat, u, kept = self.networks[shape](s, lengths, past and past[shape])
+            if not self.train_fusion:
+                u = u.detach()
+            w, w_past = fusion_weights(u, self.fusion_order)  # [M, n], [M]
+            scale = self.step_sizes[group][:, None] * w / lengths.view_as(w).clamp(min=1)
+            scale = scale.flatten().repeat_interleave(lengths, output_size=len(s))
+            tokens = [len(part.x) for part in parts]
+            each = zip(x_hat.split(tokens), (scale[:, None] * delta_hat).split(tokens), strict=True)
+            for m, factors, weight in zip(group, each, w_past, strict=True):
+                updates[m] = Update(*factors, weight, self.edit_bias)
+            now[shape] = kept
+        return [updates[m] for m in range(len(signals))], now if past else None

@@ -267,9 +267,13 @@ POSITIVE = {
 
 @dataclass(kw_only=True)
 class DAFNetHyperParams(_Settings):
-    """Settings for editing, as `BaseEditor.from_hparams` takes them."""
+    """Settings for editing, as `BaseEditor.from_hparams` takes them.
+
+    past_dtype: precision of what is kept of each edit; a sequence goes on with its first one.
+    """
 
     alg_name: str = "DAFNet"
+    past_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     NAME_KEY: ClassVar[str] = "alg_name"
     NAME: ClassVar[str] = "DAFNet"

@@ -12,9 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoint import dafnet_for, warn_if_other_model
-from .dafnet import DAFNet
+from .dafnet import DAFNet, Past
 from .dafnet_hparams import DAFNetHyperParams
-from .networks import PastEdits
 from .records import TokenBatch, encode_requests
 from .signals import EditedModule, edit_signals
 
@@ -30,9 +29,12 @@ class EditSequence:
     """The edits a model holds: lives on the model, so that two models never meet.
 
     Edited weight = original + change; both parts are kept, so restoring is exact.
+    past_dtype: of what the networks keep of each edit, see `bytes_per_edit`.
     """
 
-    def __init__(self, model: Any, dafnet: DAFNet, archive: str) -> None:
+    def __init__(
+        self, model: Any, dafnet: DAFNet, archive: str, past_dtype: torch.dtype = torch.float32
+    ) -> None:
         self.modules: list[EditedModule] = dafnet.edited
         self.edit_bias, self.archive = dafnet.edit_bias, archive
         self.count = 0
@@ -44,7 +46,19 @@ class EditSequence:
             name: torch.zeros_like(value, dtype=torch.float32)
             for name, value in self.originals.items()
         }
-        self.past: list[list[PastEdits]] | None = None
+        self.past: Past = dafnet.new_past(past_dtype)
+
+    @property
+    def bytes_per_edit(self) -> int:
+        """Memory that each edit takes for good: keys, values and score keys, all modules."""
+        layers = [layer for network in self.past.values() for layer in network]
+        return sum(layer.bytes_per_edit for layer in layers)
+
+    @property
+    def constant_bytes(self) -> int:
+        """Memory of the original weights and their changes, however many edits there are."""
+        tensors = [*self.originals.values(), *self.changes.values()]
+        return sum(t.numel() * t.element_size() for t in tensors)
 
     def parameter_names(self) -> list[str]:
         names = [m.weight_name for m in self.modules]
@@ -78,16 +92,15 @@ class EditSequence:
         for group in tqdm(groups, desc="DAFNet edits", disable=len(groups) < 3):
             signals = edit_signals(model, self.modules, group, self.originals, signal_batch)
             with torch.no_grad():
-                updates = dafnet(signals, past)
-            fresh = {}
-            for module, update in zip(self.modules, updates, strict=True):
-                for name, step in update.steps(module).items():
-                    at = changes[name].device
-                    fresh[name] = update.past_weight.to(at) * changes[name] + step.to(at)
-            changes, past = fresh, [u.past for u in updates]
+                updates, past = dafnet(signals, past)
+                fresh: dict[str, Tensor] = {}
+                for module, update in zip(self.modules, updates, strict=True):
+                    fresh |= update.changed(module, changes)
+            changes = fresh
         for name, change in changes.items():
             value = self._value(name, change, model.get_parameter(name))
-            if not torch.isfinite(value).all():
+            # One that is not finite is an extreme. Several times faster than asking each.
+            if not torch.stack([value.amin(), value.amax()]).isfinite().all():
                 raise FloatingPointError(
                     f"The update of {name} is not finite, so the model was left as it was; check "
                     "the archive and the request."
@@ -97,11 +110,19 @@ class EditSequence:
         with torch.no_grad():
             for name, change in changes.items():
                 parameter = model.get_parameter(name)
-                parameter.copy_(self._value(name, change, parameter))
+                original, change = (t.to(parameter.device) for t in (self.originals[name], change))
+                torch.add(original, change, out=parameter)
+        LOG.debug(
+            "%d edits held: %.1f MB, and %.1f kB an edit",
+            self.count,
+            self.constant_bytes / 1e6,
+            self.bytes_per_edit / 1e3,
+        )
 
 
-def _sequence(model: Any, dafnet: DAFNet, archive: str) -> EditSequence:
+def _sequence(model: Any, dafnet: DAFNet, hparams: DAFNetHyperParams) -> EditSequence:
     """The sequence that the model holds, or a new one when its weights are unedited."""
+    archive = str(hparams.archive)
     held: EditSequence | None = getattr(model, STATE, None)
     if held is not None and held.is_held_by(model):
         if held.archive != archive:
@@ -117,7 +138,7 @@ def _sequence(model: Any, dafnet: DAFNet, archive: str) -> EditSequence:
         )
     if held is None:
         warn_if_other_model(dafnet, model)
-    return EditSequence(model, dafnet, archive)
+    return EditSequence(model, dafnet, archive, getattr(torch, hparams.past_dtype))
 
 
 def apply_dafnet_to_model(
@@ -147,7 +168,7 @@ def apply_dafnet_to_model(
     dafnet = dafnet_for(model, hparams)
     if copy:
         model = deepcopy(model)
-    sequence = _sequence(model, dafnet, str(hparams.archive))
+    sequence = _sequence(model, dafnet, hparams)
     sequence.extend(model, dafnet, batch, hparams.signal_batch_size)
     setattr(model, STATE, sequence)
     originals = {k: v.clone() for k, v in sequence.originals.items()} if return_orig_weights else {}

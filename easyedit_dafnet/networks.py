@@ -1,10 +1,12 @@
 """The auxiliary network: normalisation and dynamic auxiliary fusion (paper, 3.2 and 3.3).
 
-Shapes: n edits with T kept tokens together, p past edits, D = d_in + d_out, H heads.
+The M modules of a shape go through their network together. Shapes: n edits and p past ones at each
+module, T kept tokens of all modules and edits together, D = d_in + d_out, H heads.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,6 +80,9 @@ class MomentumNorm(nn.Module):
 
 NORMS = {"exact": ExactNorm, "batch": MomentumNorm, "layer": nn.LayerNorm}
 
+# Numbers of lower precision that are widened to float32 at once: 2 MB, to stay in the cache.
+WIDENED_AT_ONCE = 2**19
+
 
 @dataclass(frozen=True)
 class NetworkSizes:
@@ -94,15 +99,58 @@ class NetworkSizes:
 
 
 @dataclass(frozen=True)
-class PastEdits:
-    """What a layer keeps of the p edits so far at one module, projected once.
+class Rows:
+    """Vectors of the p edits so far, in a larger buffer that takes the next ones in place.
 
-    keys, values: [p, H * outer_att_dim]; score_keys: [p, H * outer_score_att_dim].
+    The buffer may be of lower precision than what is put in; it doubles when it is full.
     """
 
-    keys: Tensor
-    values: Tensor
-    score_keys: Tensor
+    buffer: Tensor  # [M, H, capacity, width]
+    count: int  # p
+
+    @property
+    def filled(self) -> Tensor:
+        """[M, H, p, width], a view."""
+        return self.buffer[:, :, : self.count]
+
+    @property
+    def bytes_per_edit(self) -> int:
+        modules, heads, _, width = self.buffer.shape
+        return modules * heads * width * self.buffer.element_size()
+
+    def append(self, new: Tensor) -> Rows:
+        """These rows with new [M, H, n, width] behind them.
+
+        What is in these stays as it was; a second append to the same rows undoes the first.
+        """
+        buffer, count = self.buffer, self.count + new.shape[2]
+        modules, heads, capacity, width = buffer.shape
+        if count > capacity:
+            buffer = buffer.new_empty(modules, heads, max(2 * capacity, count), width)
+            buffer[:, :, : self.count] = self.filled
+        buffer[:, :, self.count : count] = new
+        return Rows(buffer, count)
+
+
+@dataclass(frozen=True)
+class PastEdits:
+    """What a layer keeps of the p edits so far at each of its modules, projected once.
+
+    keys, values: [M, H, p, outer_att_dim]; score_keys: [M, H, p, outer_score_att_dim].
+    """
+
+    keys: Rows
+    values: Rows
+    score_keys: Rows
+
+    @property
+    def bytes_per_edit(self) -> int:
+        return sum(rows.bytes_per_edit for rows in (self.keys, self.values, self.score_keys))
+
+
+def _per_token(x: Tensor, lengths: Tensor, total: int) -> Tensor:
+    """[M * n, ...], one a module and edit -> [T, ...], that of each token. total: T."""
+    return x.repeat_interleave(lengths, 0, output_size=total)
 
 
 class IntraEditingAttention(nn.Module):
@@ -114,29 +162,68 @@ class IntraEditingAttention(nn.Module):
         self.v1, self.v2 = nn.Linear(dim, width), nn.Linear(width, 1)
 
     def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """x [T, D], lengths [n] -> c [T, D] and the edits' representations r [n, D]."""
+        """x [T, D], lengths [M * n] -> c [T, D] and the edits' representations r [M * n, D]."""
         a = self.w2(F.relu(self.w1(x)))
         scores = self.v2(F.relu(self.v1(a)))
         # A softmax over each edit's own tokens; the largest score is taken out for stability.
         largest = torch.segment_reduce(scores.detach(), "max", lengths=lengths)
-        weights = (scores - largest.repeat_interleave(lengths, 0)).exp()
+        weights = (scores - _per_token(largest, lengths, len(x))).exp()
         sums = torch.segment_reduce(weights, "sum", lengths=lengths)
-        c = weights / sums.repeat_interleave(lengths, 0) * a
+        c = weights / _per_token(sums, lengths, len(x)) * a
         return c, torch.segment_reduce(c, "sum", lengths=lengths)
 
 
 def _heads(x: Tensor, n: int) -> Tensor:
-    """[m, H * d] -> [H, m, d]."""
-    return x.unflatten(-1, (n, -1)).transpose(0, 1)
+    """[M, n, H * width] -> [M, H, n, width]."""
+    return x.unflatten(-1, (n, -1)).transpose(1, 2)
 
 
-def _causal(n: int, p: int, device: torch.device) -> Tensor:
-    """[n, p + n], true where edit i may look: at all past edits and at edits 1..i."""
-    return torch.ones(n, p + n, dtype=torch.bool, device=device).tril(p)
+def _causal(n: int, total: int, device: torch.device) -> Tensor | None:
+    """[n, total], true where edit i of the last n may look: at all before them and at 1..i.
+
+    None where that is everywhere.
+    """
+    if n == 1:
+        return None
+    return torch.ones(n, total, dtype=torch.bool, device=device).tril(total - n)
+
+
+def _widened(rows: Tensor) -> Iterator[Tensor]:
+    """rows [p, width] in float32, block after block."""
+    for block in rows.split(max(1, WIDENED_AT_ONCE // rows.shape[-1])):
+        yield block.float()
+
+
+def _scores(queries: Tensor, keys: Tensor) -> Tensor:
+    """[M, H, n, width], [M, H, p + n, width] -> [M, H, n, p + n] in float32, causally masked."""
+    if keys.dtype == queries.dtype:
+        scores = queries @ keys.mT
+    else:
+        pairs = zip(queries.flatten(0, 1), keys.flatten(0, 1), strict=True)
+        each = [torch.cat([q @ block.mT for block in _widened(k)], -1) for q, k in pairs]
+        scores = torch.stack(each).unflatten(0, queries.shape[:2])
+    scores = scores / queries.shape[-1] ** 0.5
+    mask = _causal(scores.shape[2], scores.shape[3], scores.device)
+    return scores if mask is None else scores.masked_fill(~mask, -torch.inf)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """[M, H, n, width], twice [M, H, p + n, width] -> [M, H, n, width], in float32 throughout."""
+    if keys.dtype == queries.dtype:
+        mask = _causal(queries.shape[2], keys.shape[2], queries.device)
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    weights = _scores(queries, keys).softmax(-1).flatten(0, 1)
+    mixed = torch.zeros_like(queries).flatten(0, 1)
+    for out, w, v in zip(mixed, weights, values.flatten(0, 1), strict=True):
+        start = 0
+        for block in _widened(v):
+            out.addmm_(w[:, start : start + len(block)], block)
+            start += len(block)
+    return mixed.unflatten(0, queries.shape[:2])
 
 
 class InterEditingAttention(nn.Module):
-    """Causal attention from each edit to the past ones and itself."""
+    """Causal attention from each edit to the past ones and itself, at each module by itself."""
 
     def __init__(self, dim: int, width: int, head_n: int) -> None:
         super().__init__()
@@ -145,19 +232,16 @@ class InterEditingAttention(nn.Module):
         self.out = nn.Linear(head_n * width, dim)
 
     def forward(
-        self, r: Tensor, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """r [n, D] -> [n, D], and the keys and values of all p + n edits."""
-        keys, values = self.key(r), self.value(r)
+        self, r: Tensor, past: tuple[Rows, Rows] | None = None
+    ) -> tuple[Tensor, tuple[Rows, Rows] | None]:
+        """r [M, n, D] -> [M, n, D], and `past`, where given, with these edits in it."""
+        queries, keys, values = (
+            _heads(project(r), self.head_n) for project in (self.query, self.key, self.value)
+        )
         if past is not None:
-            keys, values = torch.cat([past[0], keys]), torch.cat([past[1], values])
-        mixed = F.scaled_dot_product_attention(
-            _heads(self.query(r), self.head_n)[None],
-            _heads(keys, self.head_n)[None],
-            _heads(values, self.head_n)[None],
-            attn_mask=_causal(len(r), len(keys) - len(r), r.device),
-        )[0]
-        return self.out(mixed.transpose(0, 1).flatten(1)), (keys, values)
+            past = past[0].append(keys), past[1].append(values)
+            keys, values = past[0].filled, past[1].filled
+        return self.out(_attend(queries, keys, values).transpose(1, 2).flatten(2)), past
 
 
 class DiagonalFusion(nn.Module):
@@ -168,15 +252,14 @@ class DiagonalFusion(nn.Module):
         self.head_n = head_n
         self.query, self.key = nn.Linear(dim, head_n * width), nn.Linear(dim, head_n * width)
 
-    def forward(self, r: Tensor, past_keys: Tensor | None) -> tuple[Tensor, Tensor]:
-        """r [n, D] -> u [n] in (0, 1], and the keys of all p + n edits."""
-        keys = self.key(r)
-        if past_keys is not None:
-            keys = torch.cat([past_keys, keys])
-        queries, p = _heads(self.query(r), self.head_n), len(keys) - len(r)
-        scores = queries @ _heads(keys, self.head_n).mT / queries.shape[-1] ** 0.5
-        scores = scores.masked_fill(~_causal(len(r), p, r.device), -torch.inf)
-        return scores.softmax(-1).diagonal(p, 1, 2).mean(0), keys
+    def forward(self, r: Tensor, past: Rows | None = None) -> tuple[Tensor, Rows | None]:
+        """r [M, n, D] -> u [M, n] in (0, 1], and `past`, where given, with these edits in it."""
+        queries, keys = (_heads(project(r), self.head_n) for project in (self.query, self.key))
+        if past is not None:
+            past = past.append(keys)
+            keys = past.filled
+        attention, p = _scores(queries, keys).softmax(-1), keys.shape[2] - r.shape[1]
+        return attention.diagonal(p, -2, -1).mean(1), past
 
 
 class FusionLayer(nn.Module):
@@ -195,28 +278,28 @@ class FusionLayer(nn.Module):
 
     def forward(
         self, x: Tensor, lengths: Tensor, mode: Tensor, past: PastEdits | None
-    ) -> tuple[Tensor, Tensor, PastEdits]:
-        """x [T, D] -> x [T, D], u [n], and the past with these n edits in it."""
+    ) -> tuple[Tensor, Tensor, PastEdits | None]:
+        """x [T, D], lengths [M * n], mode [T] -> x [T, D], u [M, n], and the new past."""
         c, r = self.intra(x, lengths)
         x = self.norm1(x + c)
-        context, (keys, values) = self.inter(r, past and (past.keys, past.values))
-        x = self.norm2(x + context.repeat_interleave(lengths, 0))
+        r = r.unflatten(0, (self.scale.num_embeddings, -1))
+        context, kept = self.inter(r, past and (past.keys, past.values))
+        x = self.norm2(x + _per_token(context.flatten(0, 1), lengths, len(x)))
         u, score_keys = self.fusion(r, past and past.score_keys)
         x = self.norm3(x + self.f2(F.relu(self.f1(x))))
         z = x * self.scale(mode) + self.shift(mode)
         # clamp, not relu: its gradient at z = 0 is not 0.
         x = x + z.clamp(min=0)
-        now = PastEdits(keys.detach(), values.detach(), score_keys.detach())
-        return x, u, now
+        return x, u, past and PastEdits(kept[0], kept[1], score_keys)
 
 
 class AuxiliaryNetwork(nn.Module):
-    """The network of one weight shape; its modules are told apart by their mode index."""
+    """The network of one weight shape; its M modules are told apart by their mode index."""
 
     def __init__(self, d_in: int, d_out: int, modes: int, sizes: NetworkSizes) -> None:
         super().__init__()
         dim = d_in + d_out
-        self.d_in, self.d_out = d_in, d_out
+        self.d_in, self.d_out, self.modes, self.sizes = d_in, d_out, modes, sizes
         self.norm: nn.Module = NORMS[sizes.norm_layer](dim)
         self.layers = nn.ModuleList(FusionLayer(dim, modes, sizes) for _ in range(sizes.layer_n))
 
@@ -225,16 +308,42 @@ class AuxiliaryNetwork(nn.Module):
         if isinstance(self.norm, ExactNorm | MomentumNorm):
             self.norm.update(s)
 
+    def new_past(self, dtype: torch.dtype, device: torch.device) -> list[PastEdits]:
+        """What is kept before the first edit, one entry a layer; dtype: of what will be kept."""
+
+        def none(heads: int, width: int) -> Rows:
+            return Rows(torch.empty(self.modes, heads, 0, width, dtype=dtype, device=device), 0)
+
+        sizes = self.sizes
+        att = sizes.outer_att_head_n, sizes.outer_att_dim
+        score = sizes.outer_score_att_head_n, sizes.outer_score_att_dim
+        return [PastEdits(none(*att), none(*att), none(*score)) for _ in self.layers]
+
+    def normalised(self, s: Tensor, lengths: Tensor) -> Tensor:
+        """s [T, D] as the network takes it; in training, the statistics go on counting."""
+        if self.training and isinstance(self.norm, ExactNorm | MomentumNorm):
+            # One module after another, each by the statistics up to it.
+            parts = s.split(lengths.unflatten(0, (self.modes, -1)).sum(1).tolist())
+            return torch.cat([self.norm(part) for part in parts])
+        return self.norm(s)
+
     def forward(
-        self, s: Tensor, lengths: Tensor, mode: int, past: list[PastEdits] | None
-    ) -> tuple[Tensor, Tensor, Tensor, list[PastEdits]]:
-        """s [T, D] -> x̂ [T, d_in], deltâ [T, d_out], u [layers, n], and the new past."""
-        x = self.norm(s)
-        index = torch.tensor(mode, device=s.device)
+        self, s: Tensor, lengths: Tensor, past: list[PastEdits] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, list[PastEdits] | None]:
+        """The n edits at all M modules, the tokens of module 0 first, in it those of edit 0 first.
+
+        s: [T, D]; lengths: [M * n], tokens per module and edit. past: one entry a layer; where
+        given, the new edits attend to it and are added to it, without gradients.
+        Returns x̂ [T, d_in], deltâ [T, d_out], u [layers, M, n], and the new past, if any.
+        """
+        x = self.normalised(s, lengths)
+        edits = len(lengths) // self.modes
+        of_edit = torch.arange(self.modes, device=s.device).repeat_interleave(edits)
+        mode = _per_token(of_edit, lengths, len(s))
         scores, now = [], []
         for i, layer in enumerate(self.layers):
-            x, u, kept = layer(x, lengths, index, past[i] if past else None)
+            x, u, kept = layer(x, lengths, mode, past[i] if past else None)
             scores.append(u)
             now.append(kept)
         x_hat, delta_hat = x.split([self.d_in, self.d_out], -1)
-        return x_hat, delta_hat, torch.stack(scores), now
+        return x_hat, delta_hat, torch.stack(scores), now if past else None

@@ -198,7 +198,7 @@ class DAFNetTrainer:
 
     def edited(self, prepared: Sequence[Prepared], text_tokens: int) -> EditedWeights:
         """The language model's weights after the edits of the prepared records."""
-        updates = self.dafnet(joined_signals(prepared))
+        updates, _ = self.dafnet(joined_signals(prepared))
         return EditedWeights(self.model, self.modules, updates, text_tokens)
 
     def train_step(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

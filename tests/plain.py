@@ -103,11 +103,12 @@ def plain_weights(
     """The edited parameters after the records' edits, one after another."""
     parameters = {}
     for m, module in enumerate(dafnet.edited):
+        mode = [other.shape for other in dafnet.edited[:m]].count(module.shape)
         edits = [
             plain_signals(model, module, *ids_and_start(tok, r["prompt"], r["target_new"]))
             for r in records
         ]
-        outputs, diagonals = plain_network(dafnet.network(module), edits, dafnet.modes[m])
+        outputs, diagonals = plain_network(dafnet.network(module), edits, mode)
         change: Any = torch.zeros(module.d_in, module.d_out)
         bias: Any = torch.zeros(module.d_out)
         for tokens, u in zip(outputs, diagonals, strict=True):

@@ -62,6 +62,10 @@ def test_a_number_that_yaml_reads_as_text_becomes_one(tmp_path: Path) -> None:
             {"norm_layer": "EBN"},
             "'norm_layer' is 'EBN'; it must be one of 'exact', 'batch', 'layer'",
         ),
+        (
+            {"past_dtype": "half"},
+            "'past_dtype' is 'half'; it must be one of 'float32', 'bfloat16', 'float16'",
+        ),
         ({"inner_params": "a.b"}, "'inner_params' is 'a.b'; it must be a list of a text"),
         ({"inner_params": []}, "'inner_params' is empty"),
         ({"inner_params": ["a.b", "a.b.weight"]}, "'inner_params' names 'a.b' twice"),

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from easyedit_dafnet import apply_dafnet_to_model
+from easyedit_dafnet.checkpoint import load_dafnet
 from easyedit_dafnet.dafnet_hparams import SettingsError
 from easyedit_dafnet.dafnet_main import STATE
 from tests.conftest import Subject
@@ -78,6 +79,63 @@ def test_many_requests_at_once_are_worked_off_in_groups(
     assert_same(changes(grouped, before), changes(whole, before))
 
 
+MANY = [
+    {"prompt": f"{r['prompt']} {name}", "target_new": r["target_new"]}
+    for name in ("London", "Oslo", "Berlin")
+    for r in REQUESTS
+][:20]
+
+
+def test_twenty_edits_one_by_one_are_one_batch(subject: Subject) -> None:
+    whole, single = subject.model(), subject.model()
+    before = snapshot(whole)
+    edit(subject, whole, MANY)
+    for request in MANY:  # the buffers grow several times
+        edit(subject, single, [request])
+    assert_same(changes(single, before), changes(whole, before))
+    one, two = getattr(single, STATE), getattr(whole, STATE)
+    assert one.count == two.count == 20
+    for shape in one.past:
+        for a, b in zip(one.past[shape], two.past[shape], strict=True):
+            torch.testing.assert_close(a.values.filled, b.values.filled, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2e-2), ("float16", 2e-3)])
+def test_what_is_kept_may_be_of_lower_precision(
+    subject: Subject, dtype: str, tolerance: float
+) -> None:
+    exact, single, whole = subject.model(), subject.model(), subject.model()
+    before = snapshot(exact)
+    edit(subject, exact, MANY)
+    hparams = subject.hparams(past_dtype=dtype)
+    for request in MANY:
+        apply_dafnet_to_model(single, subject.tok, [request], hparams)
+    apply_dafnet_to_model(whole, subject.tok, MANY, hparams)
+    wanted, found, split = (changes(model, before) for model in (exact, whole, single))
+    for name in wanted:
+        size = wanted[name].norm()
+        assert 0 < (found[name] - wanted[name]).norm() <= tolerance * size, name
+        # A projection that rounds the other way is all that a split may bring.
+        assert (split[name] - found[name]).norm() <= tolerance * size, name
+    full, half = getattr(exact, STATE), getattr(single, STATE)
+    assert full.bytes_per_edit == 2 * half.bytes_per_edit
+    # A sequence goes on as it began.
+    edit(subject, single, REQUESTS[:1])
+    assert getattr(single, STATE).bytes_per_edit == half.bytes_per_edit
+
+
+def test_memory_is_told(subject: Subject, caplog: pytest.LogCaptureFixture) -> None:
+    model = subject.model()
+    with caplog.at_level(logging.DEBUG, "easyedit_dafnet"):
+        edit(subject, model, REQUESTS[:3])
+    sequence = getattr(model, STATE)
+    # Keys and values of 2 heads of 16, score keys of 2 heads of 8, float32, in 2 layers.
+    assert sequence.bytes_per_edit == len(subject.modules) * 2 * (2 * 16 * 2 + 2 * 8) * 4
+    edited = [model.get_parameter(name) for name in sequence.originals]
+    assert sequence.constant_bytes == 2 * 4 * sum(p.numel() for p in edited)
+    assert "3 edits held" in caplog.text
+
+
 def test_the_tokenizers_padding_side_and_pad_token_change_nothing(subject: Subject) -> None:
     left, right = subject.model(), subject.model()
     before = snapshot(left)
@@ -134,6 +192,9 @@ def test_a_copy_leaves_the_model_alone_and_goes_on_from_it(subject: Subject) -> 
     assert_same(changes(copied, before), changes(whole, before))
     edit(subject, model, REQUESTS[4:5])
     assert getattr(model, STATE).count == 3
+    edit(subject, whole, REQUESTS[5:7])
+    edit(subject, copied, REQUESTS[5:7])  # what the model went on with is not in its copy
+    assert_same(changes(copied, before), changes(whole, before))
 
 
 def test_the_edit_is_in_the_models_own_parameters(subject: Subject, tmp_path: Path) -> None:
@@ -178,7 +239,9 @@ def test_a_bad_request_is_named_and_changes_nothing(
     assert not changes(model, before)
 
 
-def test_an_update_that_is_not_finite_changes_nothing(subject: Subject, tmp_path: Path) -> None:
+def test_an_update_that_is_not_finite_changes_nothing(
+    subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.torch import load_file, save_file
 
     archive = tmp_path / "broken"
@@ -189,7 +252,7 @@ def test_an_update_that_is_not_finite_changes_nothing(subject: Subject, tmp_path
     save_file(tensors, archive / "model.safetensors")
     model = subject.model()
     edit(subject, model, REQUESTS[:1])
-    held, count = snapshot(model), getattr(model, STATE).count
+    held = snapshot(model)
     hparams = subject.hparams(archive=str(archive))
     fresh = subject.model()
     before = snapshot(fresh)
@@ -197,8 +260,21 @@ def test_an_update_that_is_not_finite_changes_nothing(subject: Subject, tmp_path
         apply_dafnet_to_model(fresh, subject.tok, REQUESTS[:1], hparams)
     assert not changes(fresh, before)
     assert not hasattr(fresh, STATE)
+    # The same in the midst of a sequence: it stays, and goes on as if nothing had been.
+    sequence, whole = getattr(model, STATE), subject.model()
+    good = {k: v.clone() for k, v in sequence.changes.items()}
+    step_sizes = load_dafnet(subject.archive).step_sizes
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="left as it was"):
+        patch.setattr(step_sizes, "data", step_sizes.data * torch.nan)
+        edit(subject, model, REQUESTS[1:3])
+    assert not changes(model, held) and sequence.count == 1
+    assert all(torch.equal(sequence.changes[name], good[name]) for name in good)
+    edit(subject, model, REQUESTS[3:5])
+    edit(subject, whole, [REQUESTS[0], *REQUESTS[3:5]])
+    assert_same(changes(model, before), changes(whole, before))
+    held, count = snapshot(model), sequence.count
     # Another archive on a model that holds edits is refused.
-    with pytest.raises(ValueError, match="holds 1 edits made with archive"):
+    with pytest.raises(ValueError, match="holds 3 edits made with archive"):
         apply_dafnet_to_model(model, subject.tok, REQUESTS[:1], hparams)
     assert not changes(model, held) and getattr(model, STATE).count == count
 

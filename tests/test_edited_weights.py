@@ -47,8 +47,7 @@ def test_both_forms_edit_alike_and_send_the_gradient_back(
         for m in subject.edited
     ]
     updates = [
-        Update(0.3 * x, 0.3 * delta, subject.edit_bias, torch.tensor(0.0), [])
-        for x, delta in source
+        Update(0.3 * x, 0.3 * delta, torch.tensor(0.0), subject.edit_bias) for x, delta in source
     ]
     ids = torch.arange(1, 12)[None]
 
@@ -78,7 +77,7 @@ def test_both_forms_edit_alike_and_send_the_gradient_back(
 def test_an_edit_without_tokens_at_a_module_changes_nothing(subject: Subject) -> None:
     model: Any = subject.model().requires_grad_(False)
     updates = [
-        Update(torch.zeros(0, m.d_in), torch.zeros(0, m.d_out), False, torch.tensor(1.0), [])
+        Update(torch.zeros(0, m.d_in), torch.zeros(0, m.d_out), torch.tensor(1.0))
         for m in subject.edited
     ]
     ids = torch.arange(1, 12)[None]

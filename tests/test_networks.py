@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
 
 from easyedit_dafnet.networks import (
+    NORMS,
     AuxiliaryNetwork,
     DiagonalFusion,
     ExactNorm,
@@ -10,6 +14,7 @@ from easyedit_dafnet.networks import (
     IntraEditingAttention,
     MomentumNorm,
     NetworkSizes,
+    Rows,
 )
 
 SIZES = NetworkSizes(2, 8, 12, 6, 2, 4, 2)
@@ -54,49 +59,200 @@ def test_intra_editing_attention_stays_within_an_edit() -> None:
 
 def test_inter_editing_attention_is_multi_head_attention_to_the_past() -> None:
     torch.manual_seed(0)
-    attention, r = InterEditingAttention(6, 4, 2), torch.randn(3, 6)
-    out, _ = attention(r, None)
-    for i in range(3):
-        heads = []
-        for h in range(2):
-            part = slice(4 * h, 4 * h + 4)
-            q, k = attention.query(r)[i, part], attention.key(r)[: i + 1, part]
-            heads.append((k @ q / 4**0.5).softmax(0) @ attention.value(r)[: i + 1, part])
-        torch.testing.assert_close(out[i], attention.out(torch.cat(heads)))
+    attention, r = InterEditingAttention(6, 4, 2), torch.randn(2, 3, 6)
+    out, _ = attention(r)
+    for m in range(2):
+        for i in range(3):
+            heads = []
+            for h in range(2):
+                part = slice(4 * h, 4 * h + 4)
+                q, k = attention.query(r[m])[i, part], attention.key(r[m])[: i + 1, part]
+                heads.append((k @ q / 4**0.5).softmax(0) @ attention.value(r[m])[: i + 1, part])
+            torch.testing.assert_close(out[m, i], attention.out(torch.cat(heads)))
 
 
 def test_diagonal_fusion_is_the_attention_to_oneself() -> None:
     torch.manual_seed(0)
-    fusion, r = DiagonalFusion(6, 4, 2), torch.randn(4, 6)
-    u, _ = fusion(r, None)
-    assert u[0] == 1  # the first edit has nothing else to look at
-    expected = torch.zeros(4)
-    for i in range(4):
-        for h in range(2):
-            part = slice(4 * h, 4 * h + 4)
-            q, k = fusion.query(r)[i, part], fusion.key(r)[: i + 1, part]
-            expected[i] += (k @ q / 4**0.5).softmax(0)[i] / 2
+    fusion, r = DiagonalFusion(6, 4, 2), torch.randn(2, 4, 6)
+    u, _ = fusion(r)
+    assert (u[:, 0] == 1).all()  # the first edit has nothing else to look at
+    expected = torch.zeros(2, 4)
+    for m in range(2):
+        for i in range(4):
+            for h in range(2):
+                part = slice(4 * h, 4 * h + 4)
+                q, k = fusion.query(r[m])[i, part], fusion.key(r[m])[: i + 1, part]
+                expected[m, i] += (k @ q / 4**0.5).softmax(0)[i] / 2
     torch.testing.assert_close(u, expected)
 
 
-def test_any_split_of_the_edits_gives_the_same_tokens_and_weights() -> None:
+def one_edit_after_another(
+    network: AuxiliaryNetwork, mode: int, edits: list[torch.Tensor]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The plain form: one module, one edit at a time, all that is past projected again each time.
+
+    edits: normalised tokens [l_i, D] of each. Returns x of each edit and u [layers, n].
+    """
+    xs, us = edits, []
+    for layer in network.layers:
+        a = [layer.intra.w2(layer.intra.w1(x).relu()) for x in xs]
+        weights = [layer.intra.v2(layer.intra.v1(x).relu()).softmax(0) for x in a]
+        c = [w * x for w, x in zip(weights, a, strict=True)]
+        r = torch.stack([x.sum(0) for x in c])
+        after, u = [], []
+        for i, x in enumerate(xs):
+            heads, own = [], []
+            for part, query in enumerate(layer.inter.query(r[i]).chunk(layer.inter.head_n)):
+                keys = layer.inter.key(r[: i + 1]).chunk(layer.inter.head_n, -1)[part]
+                values = layer.inter.value(r[: i + 1]).chunk(layer.inter.head_n, -1)[part]
+                heads.append((keys @ query / len(query) ** 0.5).softmax(0) @ values)
+            for part, query in enumerate(layer.fusion.query(r[i]).chunk(layer.fusion.head_n)):
+                keys = layer.fusion.key(r[: i + 1]).chunk(layer.fusion.head_n, -1)[part]
+                own.append((keys @ query / len(query) ** 0.5).softmax(0)[i])
+            x = layer.norm2(layer.norm1(x + c[i]) + layer.inter.out(torch.cat(heads)))
+            x = layer.norm3(x + layer.f2(layer.f1(x).relu()))
+            z = x * layer.scale.weight[mode] + layer.shift.weight[mode]
+            after.append(x + z.relu())
+            u.append(torch.stack(own).mean())
+        xs = after
+        us.append(torch.stack(u))
+    return xs, torch.stack(us)
+
+
+@pytest.fixture
+def network() -> AuxiliaryNetwork:
     torch.manual_seed(0)
-    network = AuxiliaryNetwork(5, 7, 2, SIZES).eval()
-    lengths, s = torch.tensor([2, 1, 3, 4]), torch.randn(10, 12)
-    x, delta, u, past = network(s, lengths, 1, None)
-    x1, delta1, u1, kept = network(s[:3], lengths[:2], 1, None)
-    x2, delta2, u2, kept = network(s[3:], lengths[2:], 1, kept)
-    torch.testing.assert_close(torch.cat([x1, x2]), x)
-    torch.testing.assert_close(torch.cat([delta1, delta2]), delta)
-    torch.testing.assert_close(torch.cat([u1, u2], 1), u)
-    torch.testing.assert_close(kept[1].keys, past[1].keys)
+    network = AuxiliaryNetwork(5, 7, 3, SIZES).eval()
+    with torch.no_grad():
+        for layer in network.layers:
+            layer.scale.weight.normal_()
+            layer.shift.weight.normal_()
+    return network
+
+
+LENGTHS = torch.tensor([[2, 1, 3, 4], [0, 2, 1, 1], [1, 0, 0, 5]])
+
+
+@pytest.mark.parametrize("norm", ["frozen", "exact", "batch", "layer"])
+def test_modules_together_are_what_each_is_alone(network: AuxiliaryNetwork, norm: str) -> None:
+    s, lengths = torch.randn(20, 12) * 3 + 1, LENGTHS.flatten()
+    if norm == "frozen":
+        network.update_statistics(torch.randn(30, 12) * 2)
+    else:
+        network.norm = NORMS[norm](12)
+        network.train()
+    alone = copy.deepcopy(network)
+    x_hat, delta_hat, u, past = network(s, lengths)
+    assert past is None
+    start = 0
+    for mode, counts in enumerate(LENGTHS.tolist()):
+        tokens = alone.norm(s[start : start + sum(counts)])  # counts on, module after module
+        xs, expected = one_edit_after_another(alone, mode, list(tokens.split(counts)))
+        torch.testing.assert_close(u[:, mode], expected)
+        found = torch.cat([x_hat, delta_hat], -1)[start : start + sum(counts)]
+        torch.testing.assert_close(found, torch.cat(xs), rtol=1e-4, atol=1e-5)
+        start += sum(counts)
+    for name, value in alone.norm.state_dict().items():
+        torch.testing.assert_close(network.norm.state_dict()[name], value)
+
+
+def test_gradients_are_those_of_the_modules_alone(network: AuxiliaryNetwork) -> None:
+    s, lengths = torch.randn(20, 12), LENGTHS.flatten()
+    x_hat, delta_hat, u, _ = network(s, lengths)
+    aim = torch.randn(20, 12), torch.randn(2, 3, 4)
+    loss = (torch.cat([x_hat, delta_hat], -1) * aim[0]).sum() + (u * aim[1]).sum()
+    found = torch.autograd.grad(loss, list(network.layers.parameters()))
+    start, plain = 0, torch.zeros(())
+    for mode, counts in enumerate(LENGTHS.tolist()):
+        part = slice(start, start := start + sum(counts))
+        tokens = network.norm(s[part])
+        xs, u = one_edit_after_another(network, mode, list(tokens.split(counts)))
+        plain = plain + (torch.cat(xs) * aim[0][part]).sum() + (u * aim[1][:, mode]).sum()
+    expected = torch.autograd.grad(plain, list(network.layers.parameters()))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_no_tokens_at_all_make_no_update(network: AuxiliaryNetwork) -> None:
+    x_hat, delta_hat, u, _ = network(torch.zeros(0, 12), torch.zeros(6, dtype=torch.long))
+    assert x_hat.shape == (0, 5) and delta_hat.shape == (0, 7) and u.isfinite().all()
+
+
+def split(s: torch.Tensor, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Edits start..stop of 24 edits of 2 tokens each at 3 modules, s [3 * 24 * 2, D]."""
+    part = s.unflatten(0, (3, 24, 2))[:, start:stop]
+    return part.flatten(0, 2), torch.full([3 * (stop - start)], 2)
+
+
+@pytest.mark.parametrize("sizes", [[1] * 24, [3, 1, 9, 11], [23, 1], [1, 23]])
+@torch.no_grad()
+def test_any_split_of_the_edits_gives_the_same_tokens_and_weights(
+    network: AuxiliaryNetwork, sizes: list[int]
+) -> None:
+    s = torch.randn(3 * 24 * 2, 12)
+    x, delta, u, _ = network(*split(s, 0, 24))
+    past, start, found = network.new_past(torch.float32, torch.device("cpu")), 0, []
+    for size in sizes:
+        *out, past = network(*split(s, start, start + size), past)
+        out[:2] = [o.unflatten(0, (3, size, 2)) for o in out[:2]]
+        found.append(out)
+        start += size
+    torch.testing.assert_close(torch.cat([f[0] for f in found], 1).flatten(0, 2), x)
+    torch.testing.assert_close(torch.cat([f[1] for f in found], 1).flatten(0, 2), delta)
+    torch.testing.assert_close(torch.cat([f[2] for f in found], 2), u)
+    assert past[1].keys.filled.shape == (3, 2, 24, 6)
+
+
+@torch.no_grad()
+def test_what_is_kept_stays_as_it_was_when_edits_are_added(network: AuxiliaryNetwork) -> None:
+    s = torch.randn(3 * 24 * 2, 12)
+    *_, past = network(*split(s, 0, 5), network.new_past(torch.float32, torch.device("cpu")))
+    before = copy.deepcopy(past)
+    first = network(*split(s, 5, 8), past)
+    assert all(torch.equal(a.keys.filled, b.keys.filled) for a, b in zip(past, before, strict=True))
+    # Going on from it again, after an edit that came to nothing, and from a copy of it.
+    network(*split(s, 9, 10), past)
+    for again in (network(*split(s, 5, 8), past), network(*split(s, 5, 8), before)):
+        assert all(torch.equal(a, b) for a, b in zip(first[:3], again[:3], strict=True))
+
+
+def test_rows_double_and_the_old_ones_stay() -> None:
+    rows, capacities = Rows(torch.empty(2, 3, 0, 4), 0), set()
+    new = torch.randn(2, 3, 9, 4)
+    for i in range(9):
+        old = rows
+        rows = rows.append(new[:, :, i : i + 1])
+        assert torch.equal(old.filled, new[:, :, :i])
+        capacities.add(rows.buffer.shape[2])
+    assert torch.equal(rows.filled, new)
+    assert capacities == {1, 2, 4, 8, 16}
+    assert rows.bytes_per_edit == 2 * 3 * 4 * 4
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.01), ("float16", 0.001)])
+@torch.no_grad()
+def test_lower_precision_of_what_is_kept_changes_little(
+    network: AuxiliaryNetwork, dtype: str, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easyedit_dafnet.networks.WIDENED_AT_ONCE", 30)  # several blocks
+    s, device = torch.randn(3 * 24 * 2, 12), torch.device("cpu")
+    exact, kept = (network.new_past(d, device) for d in (torch.float32, getattr(torch, dtype)))
+    for start, stop in [(0, 10), (10, 11), (11, 24)]:
+        *wanted, exact = network(*split(s, start, stop), exact)
+        *found, kept = network(*split(s, start, stop), kept)
+        for a, b in zip(found, wanted, strict=True):
+            assert a.dtype == torch.float32
+            assert 0 < (a - b).norm() <= tolerance * b.norm()
+    assert 2 * kept[0].bytes_per_edit == exact[0].bytes_per_edit
 
 
 def test_modes_tell_modules_of_one_shape_apart() -> None:
     torch.manual_seed(0)
     network = AuxiliaryNetwork(5, 7, 2, SIZES).eval()
-    lengths, s = torch.tensor([4]), torch.randn(4, 12)
-    assert torch.equal(network(s, lengths, 0, None)[0], network(s, lengths, 1, None)[0])
+    s, lengths = torch.randn(4, 12).repeat(2, 1), torch.tensor([4, 4])
+    first, second = network(s, lengths)[0].split(4)
+    torch.testing.assert_close(first, second)
     with torch.no_grad():
         network.get_parameter("layers.0.shift.weight")[1] += 1
-    assert not torch.equal(network(s, lengths, 0, None)[0], network(s, lengths, 1, None)[0])
+    first, second = network(s, lengths)[0].split(4)
+    assert not torch.allclose(first, second)
