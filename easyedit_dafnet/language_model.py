@@ -96,14 +96,14 @@ class Text:
     """A text with the tokens to be predicted in it, and what the unedited model makes of it.
 
     ids, labels: [length], labels as in TokenBatch. hidden: [length, d], the input of the first
-    edited layer, or None where it is not kept. final: [targets, d], the input of the output
-    embeddings at the targets, or None.
+    edited layer, or None where it is not kept. unedited: what LanguageModel.with_unedited keeps,
+    or None.
     """
 
     ids: Tensor
     labels: Tensor
     hidden: Tensor | None = None
-    final: Tensor | None = None
+    unedited: Tensor | None = None
 
     @property
     def target_labels(self) -> Tensor:
@@ -134,6 +134,8 @@ class LanguageModel:
     def __init__(self, model: Any, names: Sequence[str]) -> None:
         self.model = model
         self.device = next(model.parameters()).device
+        # A CPU reads predictions faster than it computes them from the hidden states.
+        self.keeps_predictions = self.device.type == "cpu"
         self.max_tokens = min(context_length(model) or MAX_TOKENS, MAX_TOKENS)
         self.blocks, self.first = _blocks(model, names)
         self.split = False
@@ -196,13 +198,20 @@ class LanguageModel:
         raise AssertionError("unreachable: the first edited layer is always reached")
 
     @torch.no_grad()
-    def with_final(self, text: Text) -> Text:
-        """The text with the input of the output embeddings at its targets."""
+    def with_unedited(self, text: Text) -> Text:
+        """The text with what the unedited model predicts at its targets.
+
+        Log probabilities [targets, vocabulary], float32; or only the hidden states [targets, d]
+        they come from, which is less to keep and to move, where `keeps_predictions` is not set.
+        """
+        if self.keeps_predictions:
+            with inference_mode_of(self.model):
+                return replace(text, unedited=self.logits([text]).float().log_softmax(-1))
         try:
             with self._at([text]), _at_targets(self.model, _targets([text]), stop=True):
                 self._run([text], {})
         except _Reached as reached:
-            return replace(text, final=reached.value)
+            return replace(text, unedited=reached.value)
         raise AssertionError("unreachable: the output embeddings are always reached")
 
     def logits(
@@ -213,20 +222,23 @@ class LanguageModel:
             return self._run(texts, parameters or {})[0]
 
     @torch.no_grad()
-    def unedited_logits(self, texts: Sequence[Text]) -> Tensor:
-        """The unedited model's logits at the targets, [targets, V], from the texts' `final`."""
-        final = torch.cat([t.final for t in texts if t.final is not None])
+    def unedited_log_probs(self, texts: Sequence[Text]) -> Tensor:
+        """What with_unedited keeps as log probabilities at the targets, [targets, vocabulary]."""
+        kept = torch.cat([t.unedited for t in texts if t.unedited is not None]).to(self.device)
+        if self.keeps_predictions:
+            return kept
 
         def put_in(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            return (final[None].to(args[0].device),)
+            return (kept[None].to(args[0].device),)
 
         with ExitStack() as stack:
             handle = self.model.get_output_embeddings().register_forward_pre_hook(put_in)
             stack.callback(handle.remove)
             if self.split:
                 stack.enter_context(self._skipping(len(self.blocks)))
-            # A token carries `final` past the layers, to whatever the model does to its logits.
-            return self._run([Text(texts[0].ids[:1], texts[0].labels[:1])], {})[0]
+            # A token carries them past the layers, to whatever the model does to its logits.
+            logits = self._run([Text(texts[0].ids[:1], texts[0].labels[:1])], {})[0]
+        return logits.float().log_softmax(-1)
 
     def _run(self, texts: Sequence[Text], parameters: Mapping[str, Tensor]) -> Tensor:
         inputs = {"input_ids": torch.cat([t.ids for t in texts])[None].to(self.device)}

@@ -37,8 +37,8 @@ TEXT_FIELDS = (
 class LossTerm:
     """One named kind of loss: on these texts, with this weight in the sum.
 
-    `keep` asks that the predictions stay as the unedited model's, whose hidden states the texts
-    then carry (`final`); else the targets are learnt.
+    `keep` asks that the predictions stay as the unedited model's, which the texts then carry;
+    else the targets are learnt.
     """
 
     name: str
@@ -90,9 +90,12 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def divergence(unedited: Tensor, edited: Tensor) -> Tensor:
-    """Sum over the target positions of KL(unedited || edited); logits [targets, vocabulary]."""
-    before, after = unedited.float().log_softmax(-1), edited.float().log_softmax(-1)
-    return F.kl_div(after, before, reduction="sum", log_target=True)
+    """Sum over the target positions of KL(unedited || edited).
+
+    unedited: log probabilities, edited: logits, both [targets, vocabulary].
+    """
+    after = edited.float().log_softmax(-1)
+    return F.kl_div(after, unedited, reduction="sum", log_target=True)
 
 
 def backward_losses(
@@ -119,7 +122,7 @@ def backward_losses(
             labels = torch.cat([text.target_labels for text in group]).to(logits.device)
             edited, logits = logits.split([len(labels), len(logits) - len(labels)])
             if term.keep:
-                value = divergence(model.unedited_logits(group), edited)
+                value = divergence(model.unedited_log_probs(group), edited)
             else:
                 value = negative_log_likelihood(edited, labels)
             value = value * (term.weight / term.tokens)

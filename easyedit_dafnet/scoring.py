@@ -45,8 +45,9 @@ def sequence_scores(
 ) -> dict[str, float]:
     """Scores of the records' edits in the model with `parameters`, against the model's own.
 
-    records: the texts of each (losses.record_texts), those of locality with `final`. Records may
-    lack a rephrased or an unrelated prompt; what none of them has is not scored.
+    records: the texts of each (losses.record_texts), those of locality with what the
+    unedited model predicts. Records may lack a rephrased or an unrelated prompt; what none of them
+    has is not scored.
     """
     scores = {}
     for score, name in SCORES.items():
@@ -54,7 +55,7 @@ def sequence_scores(
         if not texts:
             continue
         if score == "locality":
-            wanted = [model.unedited_logits([text]).argmax(-1).cpu() for text in texts]
+            wanted = [model.unedited_log_probs([text]).argmax(-1).cpu() for text in texts]
         else:
             wanted = [text.target_labels for text in texts]
         scores[score] = agreement(predictions(model, texts, parameters), wanted)

@@ -20,7 +20,8 @@ from .signals import EditedModule, EditSignals, collect_signals, concatenate
 class Prepared:
     """A record as the training step needs it, on the CPU.
 
-    texts: by the name of their loss, with `hidden`, those of locality also with `final`.
+    texts: by the name of their loss, with `hidden`, those of locality also with
+    `unedited`.
     signals: of the record's edit, one a module.
     """
 
@@ -130,7 +131,7 @@ class Unedited:
                 )
             for name in names:
                 if KINDS[name] == "locality":
-                    found[name] = self.model.with_final(found[name])
+                    found[name] = self.model.with_unedited(found[name])
         return Prepared(
             {name: text.to("cpu") for name, text in found.items()},
             [s.to("cpu") for s in signals],

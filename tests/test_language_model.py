@@ -125,21 +125,30 @@ def test_hidden_states_are_computed_below_the_first_edited_layer_only(subject: S
     with torch.no_grad():
         language_model.logits([text])
     assert ran == [1, 2]
-    text = language_model.with_final(text)
-    ran.clear()
-    language_model.unedited_logits([text])
-    assert ran == []
+    for keeps_predictions in (True, False):
+        language_model.keeps_predictions = keeps_predictions
+        kept = language_model.with_unedited(text)
+        ran.clear()
+        language_model.unedited_log_probs([kept])
+        assert ran == []
 
 
-def test_unedited_logits_come_from_the_kept_final_hidden_states(subject: Subject) -> None:
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("keeps_predictions", [True, False])
+def test_unedited_predictions_are_kept_or_made_from_hidden_states(
+    subject: Subject, split: bool, keeps_predictions: bool
+) -> None:
     model = subject.model()
     texts = texts_of(requests_of(subject))
-    for split in (True, False):
-        language_model = LanguageModel(model, subject.modules)
-        language_model.split = split
-        kept = [language_model.with_final(t) for t in language_model.with_hidden(texts)]
-        found = language_model.unedited_logits(kept)
-        torch.testing.assert_close(found, plain_logits(model, texts), rtol=1e-4, atol=1e-5)
+    language_model = LanguageModel(model, subject.modules)
+    assert language_model.keeps_predictions, "on a CPU"
+    language_model.split, language_model.keeps_predictions = split, keeps_predictions
+    kept = [language_model.with_unedited(t) for t in language_model.with_hidden(texts)]
+    widths = {t.unedited.shape[1] for t in kept if t.unedited is not None}
+    assert widths == {420 if keeps_predictions else 32}
+    found = language_model.unedited_log_probs(kept)
+    expected = plain_logits(model, texts).log_softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_parameters_given_take_the_place_of_the_models_own(subject: Subject) -> None:
@@ -182,14 +191,18 @@ def test_other_architectures_give_the_logits_of_a_plain_run(name: str, attention
     takes_positions = name not in {"opt", "bloom"}
     assert language_model.split or not takes_positions
     texts = [Text(torch.arange(1, n), torch.arange(2, n + 1)) for n in (9, 4, 14)]
-    given = [language_model.with_final(t) for t in language_model.with_hidden(texts)]
+    given = language_model.with_hidden(texts)
     with torch.no_grad():
         packs = language_model.packs(given, 100)
         found = torch.cat([language_model.logits(pack) for pack in packs])
     expected = torch.cat([model(t.ids[None]).logits[0] for t in texts])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    unedited = language_model.unedited_logits(given)
-    torch.testing.assert_close(unedited, expected, rtol=1e-4, atol=1e-5)
+    log_probs = expected.log_softmax(-1)
+    for keeps_predictions in (True, False):
+        language_model.keeps_predictions = keeps_predictions
+        kept = [language_model.with_unedited(t) for t in given]
+        unedited = language_model.unedited_log_probs(kept)
+        torch.testing.assert_close(unedited, log_probs, rtol=1e-4, atol=1e-5)
 
 
 def test_a_model_that_cannot_be_split_runs_text_by_text(caplog: pytest.LogCaptureFixture) -> None:
@@ -199,14 +212,13 @@ def test_a_model_that_cannot_be_split_runs_text_by_text(caplog: pytest.LogCaptur
     assert not language_model.split
     assert "Training runs every text alone" in caplog.text and "MambaForCausalLM" in caplog.text
     texts = [Text(torch.arange(1, n), torch.arange(2, n + 1)) for n in (9, 4)]
-    given = [language_model.with_final(t) for t in language_model.with_hidden(texts)]
+    given = [language_model.with_unedited(t) for t in language_model.with_hidden(texts)]
     with torch.no_grad():
         found = torch.cat([language_model.logits(p) for p in language_model.packs(given, 8)])
     expected = torch.cat([model(t.ids[None]).logits[0] for t in texts])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        language_model.unedited_logits(given), expected, rtol=1e-4, atol=1e-5
-    )
+    unedited = language_model.unedited_log_probs(given)
+    torch.testing.assert_close(unedited, expected.log_softmax(-1), rtol=1e-4, atol=1e-5)
 
 
 def test_layers_that_do_not_keep_to_their_input_are_found_out(subject: Subject) -> None:

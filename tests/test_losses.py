@@ -44,11 +44,11 @@ def test_divergence_is_that_of_the_edited_from_the_unedited() -> None:
     for t in range(3):
         p, q = before[t].softmax(-1), after[t].softmax(-1)
         expected += (p * (p / q).log()).sum().item()
-    assert divergence(before, after).item() == pytest.approx(expected, rel=1e-5)
+    assert divergence(before.log_softmax(-1), after).item() == pytest.approx(expected, rel=1e-5)
     assert expected > 0
-    assert divergence(after, before).item() != pytest.approx(expected, rel=1e-3)
+    assert divergence(after.log_softmax(-1), before).item() != pytest.approx(expected, rel=1e-3)
     # Logits that differ by a constant give the same probabilities.
-    assert divergence(before, before + 2).item() == pytest.approx(0, abs=1e-5)
+    assert divergence(before.log_softmax(-1), before + 2).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_each_record_gives_the_losses_that_it_has_texts_for(model: Any) -> None:
@@ -105,7 +105,7 @@ def texts_for(model: LanguageModel, requests: list[dict[str, str]]) -> list[Text
     batch = encode_targets(
         TOK, [r["prompt"] for r in requests], [r["target_new"] for r in requests]
     )
-    return [model.with_final(text) for text in model.with_hidden(texts_of(batch))]
+    return [model.with_unedited(text) for text in model.with_hidden(texts_of(batch))]
 
 
 @pytest.mark.parametrize("batch_size", [2, 100])

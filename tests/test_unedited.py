@@ -88,5 +88,5 @@ def test_passages_are_kept_by_their_tokens(subject: Subject, tmp_path: Path) -> 
     source = unedited(subject, tmp_path)
     text: Any = source.record(RECORDS[0]).texts["reliability"]
     passage = source.passage(text)
-    assert passage.final is not None and len(passage.final) == len(passage.target_labels)
+    assert passage.unedited is not None and len(passage.unedited) == len(passage.target_labels)
     assert source.passage(text) is passage
