@@ -128,7 +128,8 @@ class LanguageModel:
 
     It is not changed; callers see to evaluation mode and gradients (inference_mode_of).
     `split` says whether texts share a pass and start at the first edited layer; where a plain run
-    disagrees, each text passes the whole model alone.
+    disagrees, each text passes the whole model alone. `trimmed` is the last layer's MLP, if that
+    is edited: of its outputs only those at the targets matter.
     """
 
     def __init__(self, model: Any, names: Sequence[str]) -> None:
@@ -139,13 +140,17 @@ class LanguageModel:
         self.max_tokens = min(context_length(model) or MAX_TOKENS, MAX_TOKENS)
         self.blocks, self.first = _blocks(model, names)
         self.split = False
+        self.trimmed: nn.Module | None = None
         if self.blocks:
             self.signature = inspect.signature(self.blocks[0].forward)
             wanted = {"hidden_states", "attention_mask"} <= self.signature.parameters.keys()
             self.split = wanted and "position_ids" in inspect.signature(model.forward).parameters
-        if self.split and not self._agrees_with_a_plain_run():
-            self.split = False
-        if not self.split:
+            self.split = self.split and self._agrees_with_a_plain_run()
+        if self.split:
+            self.trimmed = self._tokenwise_part_of_the_last_layer(names)
+            if self.trimmed is not None and not self._agrees_with_a_plain_run():
+                self.trimmed = None
+        else:
             LOG.warning(
                 "Training runs every text alone and through all layers of this %s, which is slow: "
                 "its layers cannot be started from kept hidden states.",
@@ -156,19 +161,31 @@ class LanguageModel:
     def _agrees_with_a_plain_run(self) -> bool:
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         ids = torch.arange(1, 14) % vocabulary
-        parts = ids.split([5, 8])
-        texts = [Text(part, torch.cat([part[1:], torch.tensor([IGNORE])])) for part in parts]
+        texts = [Text(part, torch.where(part % 2 == 1, part, IGNORE)) for part in ids.split([5, 8])]
         with inference_mode_of(self.model):
-            seen: list[Any] = []
-            with _watched(self.blocks[0], seen):
+            with _watched(self.blocks[0]) as calls:
                 plain = [self.model(t.ids[None].to(self.device), use_cache=False) for t in texts]
-            self.returns_tuple = isinstance(seen[0], tuple)
+            self.returns_tuple = isinstance(calls[0][1], tuple)
+            rows = [p.logits[0][t.labels != IGNORE] for p, t in zip(plain, texts, strict=True)]
             texts = self.with_hidden(texts)
             self.with_hidden(texts[::-1])  # what layers leave behind must not matter
             found = self.logits(texts).float()
-        expected = torch.cat([p.logits[0, :-1].float() for p in plain])
+        expected = torch.cat(rows).float()
         error = (found - expected).norm() / (expected - expected.mean()).norm()
         return error.item() <= TOLERANCE.get(self.model.dtype, 1e-4)
+
+    @torch.no_grad()
+    def _tokenwise_part_of_the_last_layer(self, names: Sequence[str]) -> nn.Module | None:
+        """What holds all edited modules of the last layer, such as its MLP, if one thing does."""
+        inside = {self.model.get_submodule(name) for name in names} & set(self.blocks[-1].modules())
+        for part in self.blocks[-1].children():
+            if inside and part not in inside and inside <= set(part.modules()):
+                with inference_mode_of(self.model), _watched(part) as calls:
+                    self.model(torch.ones(1, 2, dtype=torch.int, device=self.device))
+                args, output = calls[0]
+                if len(args) == 1 and isinstance(output, Tensor) and output.shape[1] == 2:
+                    return part
+        return None
 
     # ---- passes ---------------------------------------------------------------------------------
 
@@ -215,10 +232,21 @@ class LanguageModel:
         raise AssertionError("unreachable: the output embeddings are always reached")
 
     def logits(
-        self, texts: Sequence[Text], parameters: Mapping[str, Tensor] | None = None
+        self,
+        texts: Sequence[Text],
+        parameters: Mapping[str, Tensor] | None = None,
+        trim: bool = True,
     ) -> Tensor:
-        """One pass of texts that `packs` put together. Logits at their targets, [targets, V]."""
-        with self._at(texts), _at_targets(self.model, _targets(texts)):
+        """One pass of texts that `packs` put together. Logits at their targets, [targets, V].
+
+        trim: the last layer's MLP sees the targets only.
+        """
+        targets = _targets(texts)
+        with ExitStack() as stack:
+            stack.enter_context(self._at(texts))
+            stack.enter_context(_at_targets(self.model, targets))
+            if trim and self.trimmed is not None:
+                stack.enter_context(_trimming(self.trimmed, targets[0]))
             return self._run(texts, parameters or {})[0]
 
     @torch.no_grad()
@@ -334,9 +362,29 @@ def _blocks(model: nn.Module, names: Sequence[str]) -> tuple[list[Any], int]:
 
 
 @contextmanager
-def _watched(block: nn.Module, seen: list[Any]) -> Iterator[None]:
-    handle = block.register_forward_hook(lambda _, __, output: seen.append(output))
-    try:
+def _trimming(module: nn.Module, targets: Tensor) -> Iterator[None]:
+    """The module, x [1, T, d] -> y [1, T, d] token by token, computes y at `targets` [T] only."""
+
+    def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        (x,) = args
+        return (x[:, targets.to(x.device)],)
+
+    def put_back(_: nn.Module, __: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        rows = targets.nonzero()[:, 0].to(y.device)
+        return y.new_zeros(1, len(targets), y.shape[-1]).index_copy(1, rows, y)
+
+    with ExitStack() as stack:
+        stack.callback(module.register_forward_pre_hook(select).remove)
+        stack.callback(module.register_forward_hook(put_back).remove)
         yield
+
+
+@contextmanager
+def _watched(module: nn.Module) -> Iterator[list[tuple[tuple[Any, ...], Any]]]:
+    """The module's calls: positional arguments and output of each."""
+    calls: list[tuple[tuple[Any, ...], Any]] = []
+    handle = module.register_forward_hook(lambda _, args, output: calls.append((args, output)))
+    try:
+        yield calls
     finally:
         handle.remove()

@@ -127,7 +127,7 @@ class Unedited:
                     self.model.model,
                     self.modules,
                     text.labels[None],
-                    lambda: self.model.logits([text]),
+                    lambda: self.model.logits([text], trim=False),
                 )
             for name in names:
                 if KINDS[name] == "locality":

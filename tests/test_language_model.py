@@ -133,6 +133,39 @@ def test_hidden_states_are_computed_below_the_first_edited_layer_only(subject: S
         assert ran == []
 
 
+def test_the_last_layers_mlp_sees_the_targets_only(subject: Subject) -> None:
+    model = subject.model()
+    language_model = LanguageModel(model, subject.modules)
+    assert language_model.trimmed is language_model.blocks[-1].mlp
+    lengths: list[int] = []
+    edited = model.get_submodule(subject.modules[-1])
+    edited.register_forward_pre_hook(lambda _, args: lengths.append(args[0].shape[1]))
+    texts = language_model.with_hidden(texts_of(requests_of(subject)))[:3]
+    tokens, targets = sum(map(len, texts)), sum(len(t.target_labels) for t in texts)
+    expected = plain_logits(model, texts)
+    lengths.clear()
+    with torch.no_grad():
+        for trim, seen in ((True, targets), (False, tokens)):
+            found = language_model.logits(texts, trim=trim)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+            assert lengths.pop() == seen
+    assert targets < tokens
+    # Nothing to trim where the last layer is not edited, or not in its MLP alone.
+    assert LanguageModel(model, subject.modules[:1]).trimmed is None
+    attention = next(n for n, m in model.named_modules() if n.endswith(("o_proj", "c_proj")))
+    both = [attention.replace(".0.", ".2."), *subject.modules]
+    assert LanguageModel(model, both).trimmed is None
+
+
+def test_a_part_that_mixes_tokens_is_not_trimmed(subject: Subject) -> None:
+    model = subject.model()
+    mlp = LanguageModel(model, subject.modules).trimmed
+    assert mlp is not None
+    mlp.register_forward_hook(lambda _, __, y: y + y.cumsum(1))
+    language_model = LanguageModel(model, subject.modules)
+    assert language_model.trimmed is None
+
+
 @pytest.mark.parametrize("split", [True, False])
 @pytest.mark.parametrize("keeps_predictions", [True, False])
 def test_unedited_predictions_are_kept_or_made_from_hidden_states(
