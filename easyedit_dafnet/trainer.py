@@ -369,15 +369,14 @@ class DAFNetTrainer:
             save_state(self, log_size)
         saved = self.step
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
-        self.log_path.touch()
         writer = self.tensorboard()
         with (
-            self.log_path.open("r+") as log,
+            self.log_path.open("a") as log,
             writer or nullcontext(),
             tqdm(total=config.max_iters, initial=self.step, desc="DAFNet") as bar,
         ):
             # What a run noted after its last state is noted again.
-            log.truncate(min(log_size, log.seek(0, 2)))
+            log.truncate(min(log_size, log.tell()))
             log.seek(0, 2)
 
             def note(values: Mapping[str, float]) -> None:
@@ -432,7 +431,7 @@ class DAFNetTrainer:
                 self.save({})
             elif self.step % config.val_interval:
                 judge()
-        if self.out_of_patience:
+        if self.step < config.max_iters:
             LOG.warning(
                 "Training was stopped after step %d: %d validations in a row have not been better "
                 "than the best score, %.4f (setting 'val_patience').",

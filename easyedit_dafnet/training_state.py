@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -146,25 +147,27 @@ def save_state(trainer: DAFNetTrainer, log_size: int) -> None:
         **_identity(trainer),
     )
     folder = trainer.state_path
-    # Always one name: what a killed process has left is overwritten by the next.
-    scratch = folder / f".{STATE}.new"
-    folder.mkdir(parents=True, exist_ok=True)
+    # Always the same: what a killed process has left in it goes with the next state.
+    scratch = folder / ".writing"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
     try:
         save_file(
             {name: t.detach().cpu().contiguous() for name, t in _tensors(trainer).items()},
-            scratch,
+            scratch / STATE,
             {"format": FORMAT, "state": json.dumps(asdict(state))},
         )
-        scratch.chmod(0o644)  # safetensors makes it private, even in a shared folder
-        with scratch.open("rb") as file:
+        (scratch / STATE).chmod(0o644)  # safetensors makes it private, even in a shared folder
+        with (scratch / STATE).open("rb") as file:
             os.fsync(file.fileno())  # a power cut must not leave the new name without its bytes
-        scratch.replace(folder / STATE)
+        (scratch / STATE).replace(folder / STATE)
     except (OSError, SafetensorError) as error:
-        scratch.unlink(missing_ok=True)
         raise CheckpointError(
             f"The training state cannot be written to {folder} ({_reason(error)}); make room and "
             "resume from the former state."
         ) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _tensors(trainer: DAFNetTrainer) -> dict[str, Tensor]:
