@@ -22,6 +22,10 @@ examples:
 
   # a model of your own on CounterFact in EasyEdit's layout, checkpoints under ./results
   easyedit-dafnet train --hparams my-training.yaml --data counterfact-train.json --val val.json
+
+  # interrupted, be it by Ctrl-C or a power cut: the same command and --resume goes on, and ends
+  # where an uninterrupted run would have; with more --max-iters a finished run goes on too
+  easyedit-dafnet train --hparams TRAINING/DAFNet/smollm2-135m --data facts --resume
 """
 EDIT_EXAMPLES = """\
 examples:
@@ -73,6 +77,13 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--device", help="instead of the settings' device")
     train.add_argument("--max-iters", type=int, help="steps instead of the settings' max_iters")
     train.add_argument("--seed", type=int, help="instead of the settings' seed")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run whose state is in the results folder, as if it had never stopped; "
+        "Ctrl-C (or SIGTERM) ends the running step and writes that state, a second Ctrl-C does not "
+        "wait: then the last steps, up to the settings' save_interval, are done again",
+    )
     train.set_defaults(run=run_train)
 
     edit = command("edit", "edit facts from a file, one after another, and save", EDIT_EXAMPLES)
@@ -148,7 +159,7 @@ def run_train(args: argparse.Namespace) -> None:
             validation += records[:count]
             sets[name] = records[count:]
     trainer = DAFNetTrainer(config=config, train_set=sets, val_set=validation)
-    trainer.run()
+    trainer.run(resume=args.resume)
     print(f"The trained DAFNet is in {trainer.save_path}; name it as `archive` to edit with it.")
 
 
@@ -271,9 +282,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"easyedit-dafnet: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("easyedit-dafnet: stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        # Training says how to go on, and which of the signals it was.
+        print(f"easyedit-dafnet: {str(stop) or 'stopped'}", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
     return 0
 
 

@@ -164,6 +164,11 @@ class _Settings:
                 raise SettingsError(
                     f"Setting {name!r} is {getattr(self, name)}; it must be above zero."
                 )
+        for name in NOT_NEGATIVE & {f.name for f in fields(self)}:
+            if getattr(self, name) < 0:
+                raise SettingsError(
+                    f"Setting {name!r} is {getattr(self, name)}; it must be zero or above."
+                )
         if self.tokenizer_name is None:
             self.tokenizer_name = self.model_name
 
@@ -262,7 +267,9 @@ POSITIVE = {
     "val_interval",
     "val_edits",
     "passage_max_tokens",
+    "save_interval",
 }
+NOT_NEGATIVE = {"lr_warmup", "norm_warmup_edits", "val_patience"}
 
 
 @dataclass(kw_only=True)
@@ -325,6 +332,8 @@ class DAFNetTrainingHparams(_Settings):
     val_interval: int = 100
     val_edits: int = 50
     val_seq_lens: list[int] = field(default_factory=lambda: [1, 10])
+    val_patience: int = 0  # validations without a better score that end training; 0: none do
+    save_interval: int = 100  # steps between states of the run, to resume from
     log_interval: int = 10
     tensorboard: bool = False
     results_dir: str = "./results"

@@ -15,6 +15,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +37,13 @@ from .losses import KINDS, LossTerm, backward_losses
 from .records import check_requests, encode_passages
 from .scoring import sequence_scores
 from .signals import find_modules
+from .training_state import (
+    StopSignals,
+    TrainingInterrupted,
+    restore_state,
+    save_state,
+    warn_of_unfinished,
+)
 from .unedited import Cache, Prepared, Unedited, joined_signals
 
 LOG = logging.getLogger(__name__)
@@ -174,7 +182,9 @@ class DAFNetTrainer:
         name = Path(config.model_name).name
         self.save_path = Path(config.results_dir) / "models" / "DAFNet" / name
         self.log_path = Path(config.results_dir) / "logs" / "DAFNet" / f"{name}.jsonl"
+        self.state_path = Path(config.results_dir) / "training" / "DAFNet" / name
         self.step, self.best = 0, {"score": -1.0}
+        self.waited = 0  # validations since the best one
 
     # ---- one step -------------------------------------------------------------------------------
 
@@ -339,13 +349,35 @@ class DAFNetTrainer:
             },
         )
 
-    def run(self) -> dict[str, float]:
-        """Train for `max_iters` steps. Returns the scores of the checkpoint that was kept."""
+    def run(self, resume: bool = False) -> dict[str, float]:
+        """Train for `max_iters` steps. Returns the scores of the checkpoint that was kept.
+
+        The state of the run is in `state_path`, as of the last `save_interval` or, after SIGINT
+        or SIGTERM, of the step that was then running; TrainingInterrupted, a KeyboardInterrupt,
+        is raised with it. resume: go on from there with the same settings and data; on a CPU the
+        result is, bit for bit, that of a run that was never interrupted. `max_iters` may be
+        raised, so that a finished run goes on.
+        Raises CheckpointError or SettingsError when there is nothing that can be resumed.
+        """
         config, self.started = self.config, time.perf_counter()
-        self.prepare()
+        if resume:
+            log_size = restore_state(self)
+        else:
+            warn_of_unfinished(self.state_path)
+            self.prepare()
+            log_size = 0
+            save_state(self, log_size)
+        saved = self.step
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         writer = self.tensorboard()
-        with self.log_path.open("w") as log, tqdm(total=config.max_iters, desc="DAFNet") as bar:
+        with (
+            self.log_path.open("a") as log,
+            writer or nullcontext(),
+            tqdm(total=config.max_iters, initial=self.step, desc="DAFNet") as bar,
+        ):
+            # What a run noted after its last state is noted again.
+            log.truncate(min(log_size, log.tell()))
+            log.seek(0, 2)
 
             def note(values: Mapping[str, float]) -> None:
                 values = {"step": self.step, **values}
@@ -355,34 +387,65 @@ class DAFNetTrainer:
                     for key, value in values.items():
                         writer.add_scalar(key, value, self.step)
 
-            while self.step < config.max_iters:
-                records = self.batches()
-                losses = self.train_step(list(records))
-                self.step += 1
-                self.curriculum.update(losses["loss"], self.step)
-                bar.update()
-                bar.set_postfix(loss=f"{self.curriculum.average:.3f}", N=self.curriculum.length)
-                if self.step % config.log_interval == 0:
-                    note({**losses, "edits": len(records), "N": self.curriculum.length,
-                          "average": self.curriculum.average,
-                          "seconds": time.perf_counter() - self.started})  # fmt: skip
-                last = self.step == config.max_iters
-                if self.val_records and (last or self.step % config.val_interval == 0):
-                    scores = self.validate()
-                    note(scores)
-                    bar.write(
-                        f"step {self.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in scores.items())
-                    )
-                    if scores["score"] > self.best["score"]:
-                        self.best = scores
-                        self.save(scores)
+            def judge() -> None:
+                scores = self.validate()
+                note(scores)
+                bar.write(
+                    f"step {self.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in scores.items())
+                )
+                self.waited += 1
+                if scores["score"] > self.best["score"]:
+                    self.best, self.waited = scores, 0
+                    self.save(scores)
+
+            with StopSignals() as stop:
+                while self.step < config.max_iters and not self.out_of_patience:
+                    records = self.batches()
+                    losses = self.train_step(list(records))
+                    self.step += 1
+                    self.curriculum.update(losses["loss"], self.step)
+                    bar.update()
+                    bar.set_postfix(loss=f"{self.curriculum.average:.3f}", N=self.curriculum.length)
+                    if self.step % config.log_interval == 0:
+                        note({**losses, "edits": len(records), "N": self.curriculum.length,
+                              "average": self.curriculum.average,
+                              "seconds": time.perf_counter() - self.started})  # fmt: skip
+                    if self.val_records and self.step % config.val_interval == 0:
+                        judge()
+                    if self.step % config.save_interval == 0 or stop.received:
+                        save_state(self, log.tell())
+                        saved = self.step
+                    if stop.received:
+                        raise TrainingInterrupted(
+                            f"Training was stopped after step {self.step} of {config.max_iters}; "
+                            f"its state is in {self.state_path}. To go on, give the same command "
+                            "with --resume, or call run(resume=True) with the same settings and "
+                            "data.",
+                            128 + stop.received,
+                        )
+            # Before what a longer run would not do at this step, so that it can go on from here.
+            if saved != self.step:
+                save_state(self, log.tell())
             if not self.val_records:
                 self.best = {}
                 self.save({})
-        if writer is not None:
-            writer.close()
+            elif self.step % config.val_interval:
+                judge()
+        if self.step < config.max_iters:
+            LOG.warning(
+                "Training was stopped after step %d: %d validations in a row have not been better "
+                "than the best score, %.4f (setting 'val_patience').",
+                self.step,
+                self.waited,
+                self.best["score"],
+            )
         LOG.info("The trained DAFNet is in %s", self.save_path)
         return self.best
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether enough validations in a row were no better than the best one."""
+        return 0 < self.config.val_patience <= self.waited
 
     def tensorboard(self) -> Any:
         if not self.config.tensorboard:
@@ -394,4 +457,5 @@ class DAFNetTrainer:
                 "Setting 'tensorboard' needs the extra of that name: "
                 'pip install "easyedit_dafnet[tensorboard]".'
             ) from None
-        return SummaryWriter(str(self.log_path.parent / "tensorboard"))
+        # Points that a run wrote after its last state, or a former run here, are not shown.
+        return SummaryWriter(str(self.log_path.parent / "tensorboard"), purge_step=self.step + 1)

@@ -1,6 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +221,75 @@ def test_what_train_writes_can_be_edited_with(
     arguments = ["edit", "--hparams", str(editing), "--facts", str(facts), "--delta", str(delta)]
     assert main(arguments) == 0
     assert all(change.abs().max() > 0 for change in load_file(delta).values())
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_training_is_resumed(
+    llama: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    training = settings_file(
+        tmp_path / "train.yaml", llama, alg="DAFNET", passages="generated", passage_max_tokens=12,
+        seq_len_start=2, log_interval=1, val_interval=1, val_seq_lens=[1], save_interval=1000,
+    )  # fmt: skip
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(RECORDS))
+
+    def command(name: str, steps: int) -> list[str]:
+        options = ["--data", str(data), "--out", str(tmp_path / name), "--max-iters", str(steps)]
+        return ["train", "--hparams", str(training), *options]
+
+    def log(name: str) -> list[dict[str, float]]:
+        path = tmp_path / name / "logs" / "DAFNet" / "tiny-llama.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+    # What the signals do where the tests run is not handed on.
+    former = {n: signal.signal(n, signal.default_int_handler) for n in (signal.SIGINT, number)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "easyedit_dafnet.cli", *command("stopped", 100_000)],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for n, handler in former.items():
+        signal.signal(n, handler)
+    try:
+        path = tmp_path / "stopped" / "logs" / "DAFNet" / "tiny-llama.jsonl"
+        deadline = time.monotonic() + 120
+        while not path.exists() or path.read_text().count("\n") < 5:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        error = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+    assert process.returncode == code
+    last = error.splitlines()[-1]
+    assert last.startswith("easyedit-dafnet: Training was stopped after step ")
+    assert "with --resume" in last and "Traceback" not in error
+    steps = max(int(line["step"]) for line in log("stopped"))
+    assert f"after step {steps} of 100000" in last
+
+    assert main([*command("stopped", steps + 2), "--resume"]) == 0
+    assert main(command("whole", steps + 2)) == 0
+    assert log("stopped") == log("whole")
+    kept = [
+        load_file(tmp_path / name / "models" / "DAFNet" / "tiny-llama" / "model.safetensors")
+        for name in ("stopped", "whole")
+    ]
+    assert kept[0].keys() == kept[1].keys()
+    assert all(torch.equal(kept[0][k], v) for k, v in kept[1].items())
+
+
+def test_resume_without_a_state_is_one_sentence(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = settings_file(tmp_path / "train.yaml", llama, alg="DAFNET")
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(RECORDS))
+    out = tmp_path / "results"
+    arguments = ["train", "--hparams", training, "--data", data, "--out", out, "--resume"]
+    assert f"nothing to resume in {out}" in refused(capsys, *arguments)
 
 
 def test_validation_records_are_held_out_of_training(llama: Path, tmp_path: Path) -> None:

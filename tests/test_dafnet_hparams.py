@@ -52,6 +52,20 @@ def test_a_number_that_yaml_reads_as_text_becomes_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"save_interval": 0}, "'save_interval' is 0; it must be above zero"),
+        ({"val_patience": -1}, "'val_patience' is -1; it must be zero or above"),
+        ({"lr_warmup": -1}, "'lr_warmup' is -1; it must be zero or above"),
+    ],
+)
+def test_numbers_of_training_have_limits(settings: dict[str, Any], message: str) -> None:
+    assert DAFNetTrainingHparams(**MINIMAL).val_patience == 0, "zero is none of them"
+    with pytest.raises(SettingsError, match=message):
+        DAFNetTrainingHparams(**MINIMAL, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
         ({"layer_m": 3}, "unknown setting 'layer_m'; did you mean 'layer_n'?"),
         ({"layer_n": "two"}, "'layer_n' is 'two'; it must be a whole number"),
         ({"layer_n": 2.5}, "'layer_n' is 2.5; it must be a whole number"),

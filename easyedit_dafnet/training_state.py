@@ -1,0 +1,357 @@
+"""The state of a training run on disk: an interrupted run goes on as if it had never stopped.
+
+One file holds all of it, so that a new state takes the place of the former in one step and none
+is ever half there: the tensors as safetensors, everything else as JSON in that file's metadata.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from . import __version__
+from .checkpoint import CheckpointError, fingerprint
+from .dafnet_hparams import SettingsError
+from .language_model import Text
+from .losses import TEXT_FIELDS
+
+if TYPE_CHECKING:
+    from .trainer import DAFNetTrainer
+
+LOG = logging.getLogger(__name__)
+STATE = "state.safetensors"
+FORMAT = "easyedit_dafnet training/1"
+
+# Settings that a resumed run may change: they decide when it ends and what is told of it...
+FREE = {
+    "cache_gb",
+    "log_interval",
+    "max_iters",
+    "results_dir",
+    "save_interval",
+    "tensorboard",
+    "val_interval",
+    "val_patience",
+}
+# ...or they change no more than rounding, which is warned of.
+ROUNDING = {"device", "loss_batch_size", "model_parallel", "signal_batch_size"}
+# Files and folders, which may have moved: compared by their last name.
+PLACES = {"archive", "model_name", "passages", "tokenizer_name"}
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """A signal ended the training after a whole step; the message says how to go on.
+
+    exit_code: what a shell expects of a process that such a signal ended, 130 or 143.
+    """
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class StopSignals:
+    """Within the block, the first SIGINT or SIGTERM is only noted; a second one acts as ever.
+
+    received: the signal's number, or None so far. Outside the main thread, where Python takes no
+    signals, nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._former: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                former = signal.getsignal(number)
+                # What is ignored (nohup) or handled outside Python stays so.
+                if former not in (None, signal.SIG_IGN):
+                    self._former[number] = former
+                    signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._former:
+            signal.signal(*self._former.popitem())
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingState:
+    """All of a state but its tensors.
+
+    step: steps done. seconds: time spent. log_size: bytes of the log up to this step.
+    best, waited: scores of the kept checkpoint and validations since then. settings, data, model,
+    host: what the run is and where it ran, to be compared before it goes on.
+    """
+
+    step: int
+    seconds: float
+    log_size: int
+    best: dict[str, float]
+    waited: int
+    curriculum: dict[str, Any]
+    warmup: dict[str, Any]
+    random: list[Any]
+    settings: dict[str, Any]
+    data: dict[str, str]
+    model: dict[str, float]
+    host: dict[str, Any]
+
+    @property
+    def finished(self) -> bool:
+        patience = self.settings["val_patience"]
+        return self.step >= self.settings["max_iters"] or 0 < patience <= self.waited
+
+
+def save_state(trainer: DAFNetTrainer, log_size: int) -> None:
+    """Write the trainer's state into its `state_path`, in the place of the former one.
+
+    log_size: bytes of the log up to this step. Raises CheckpointError when it cannot be written;
+    the former state is then still there.
+    """
+    state = TrainingState(
+        step=trainer.step,
+        seconds=time.perf_counter() - trainer.started,
+        log_size=log_size,
+        best=trainer.best,
+        waited=trainer.waited,
+        curriculum=asdict(trainer.curriculum),
+        warmup=trainer.warmup.state_dict(),
+        random=list(trainer.random.getstate()),
+        **_identity(trainer),
+    )
+    folder = trainer.state_path
+    # Always the same: what a killed process has left in it goes with the next state.
+    scratch = folder / ".writing"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        save_file(
+            {name: t.detach().cpu().contiguous() for name, t in _tensors(trainer).items()},
+            scratch / STATE,
+            {"format": FORMAT, "state": json.dumps(asdict(state))},
+        )
+        (scratch / STATE).chmod(0o644)  # safetensors makes it private, even in a shared folder
+        with (scratch / STATE).open("rb") as file:
+            os.fsync(file.fileno())  # a power cut must not leave the new name without its bytes
+        (scratch / STATE).replace(folder / STATE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The training state cannot be written to {folder} ({_reason(error)}); make room and "
+            "resume from the former state."
+        ) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _tensors(trainer: DAFNetTrainer) -> dict[str, Tensor]:
+    tensors = {f"dafnet.{name}": t for name, t in trainer.dafnet.state_dict().items()}
+    for index, values in trainer.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": t for name, t in values.items()}
+    if trainer.passages:  # end to end
+        tensors["passages.lengths"] = torch.tensor([len(p) for p in trainer.passages])
+        tensors["passages.ids"] = torch.cat([p.ids for p in trainer.passages])
+        tensors["passages.labels"] = torch.cat([p.labels for p in trainer.passages])
+    tensors["generator.cpu"] = torch.get_rng_state()
+    if trainer.dafnet.device.type == "cuda":
+        tensors["generator.cuda"] = torch.cuda.get_rng_state(trainer.dafnet.device)
+    return tensors
+
+
+def _identity(trainer: DAFNetTrainer) -> dict[str, dict[str, Any]]:
+    """What the run is and where it runs."""
+    sets = {f"train_set {name!r}": records for name, records in trainer.train_sets.items()}
+    return {
+        "settings": asdict(trainer.config),
+        "data": {k: _data(v) for k, v in {**sets, "val_set": trainer.val_records}.items()},
+        "model": fingerprint(trainer.model, trainer.modules),
+        "host": {
+            "easyedit_dafnet": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "threads": torch.get_num_threads(),
+            "instruction set": torch.backends.cpu.get_cpu_capability(),
+            "device": trainer.dafnet.device.type,
+        },
+    }
+
+
+def _data(records: Sequence[Mapping[str, Any]]) -> str:
+    """The number of records and a hash of what is read of them."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps([record.get(key) for key in TEXT_FIELDS]).encode())
+    return f"{len(records)} records, SHA-256 {digest.hexdigest()[:16]}"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def read_state(folder: Path) -> TrainingState:
+    """The state in a folder. Raises CheckpointError when there is none or it is damaged."""
+    path = folder / STATE
+    if not path.is_file():
+        raise CheckpointError(
+            f"There is nothing to resume in {folder}; start a new run, or name the results folder "
+            "and the language model of the interrupted one."
+        )
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
+        return TrainingState(**json.loads(metadata["state"]))
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _damaged(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"The training state in {folder} is damaged or of another version ({_reason(error)}); "
+        "start a new run."
+    )
+
+
+def restore_state(trainer: DAFNetTrainer) -> int:
+    """Bring the trainer to the state in its `state_path`. Returns the log's size in bytes then.
+
+    Raises CheckpointError or SettingsError, one sentence, when there is no state, it is damaged,
+    or it is that of another run. Warns where the result may be rounded differently.
+    """
+    folder = trainer.state_path
+    state, now = read_state(folder), _identity(trainer)
+    _check_same_run(state, now, folder)
+    _warn_of_rounding(state, now)
+    try:
+        # Copied: what is read may be the file's own bytes, and training writes in place.
+        tensors = {name: t.clone() for name, t in load_file(folder / STATE).items()}
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            prefix += "."
+            return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+        trainer.dafnet.load_state_dict(part("dafnet"))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in part("optimizer").items():
+            index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = tensor
+        # The groups are this optimiser's own, so that a fused one puts `step` where it needs it.
+        groups = trainer.optimizer.state_dict()["param_groups"]
+        trainer.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        trainer.warmup.load_state_dict(dict(state.warmup))
+        for group, rate in zip(
+            trainer.optimizer.param_groups, trainer.warmup.get_last_lr(), strict=True
+        ):
+            group["lr"] = rate
+        trainer.passages = []
+        if passages := part("passages"):
+            lengths = passages["lengths"].tolist()
+            rows = (passages[name].split(lengths) for name in ("ids", "labels"))
+            trainer.passages = [Text(*row) for row in zip(*rows, strict=True)]
+        version, internal, gauss = state.random
+        trainer.random.setstate((version, tuple(internal), gauss))
+        torch.set_rng_state(tensors["generator.cpu"])
+        if trainer.dafnet.device.type == "cuda" and "generator.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["generator.cuda"], trainer.dafnet.device)
+        trainer.curriculum = replace(trainer.curriculum, **state.curriculum)
+    except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(folder, error) from None
+    trainer.step, trainer.best, trainer.waited = state.step, state.best, state.waited
+    trainer.started = time.perf_counter() - state.seconds
+    return state.log_size
+
+
+def _check_same_run(state: TrainingState, now: Mapping[str, Any], folder: Path) -> None:
+    """Raise for the first thing in which what is computed would differ."""
+
+    def last_name(value: Any) -> Any:
+        return value and Path(value).name
+
+    for name, value in now["settings"].items():
+        if name in FREE | ROUNDING or name not in state.settings:
+            continue
+        same = last_name if name in PLACES else lambda v: v
+        if same(value) != same(state.settings[name]):
+            raise SettingsError(
+                f"Setting {name!r} is {value!r}, but the run in {folder} was started with "
+                f"{state.settings[name]!r}; resume with that, or start a new run."
+            )
+    if now["settings"]["max_iters"] < state.step:
+        raise SettingsError(
+            f"Setting 'max_iters' is {now['settings']['max_iters']}, but the run in {folder} has "
+            f"done {state.step} steps; resume with more, or start a new run."
+        )
+    for name in now["data"] | state.data:
+        before, after = (data.get(name, "absent") for data in (state.data, now["data"]))
+        if before != after:
+            raise CheckpointError(
+                f"{name} is not the one that the run in {folder} was started with (it was "
+                f"{before}, now it is {after}); resume with the same records in the same order, "
+                "or start a new run."
+            )
+    for name, norm in now["model"].items():
+        if not math.isclose(norm, state.model.get(name, math.nan), rel_tol=1e-4):
+            raise CheckpointError(
+                f"The run in {folder} was started with another language model (the norm of {name} "
+                f"was {state.model.get(name)}, now it is {norm}); resume with that, or start a "
+                "new run."
+            )
+
+
+def _warn_of_rounding(state: TrainingState, now: Mapping[str, Any]) -> None:
+    settings = now["settings"]
+    pairs = {k: (state.settings.get(k), settings[k]) for k in sorted(ROUNDING - {"device"})}
+    pairs |= {k: (state.host.get(k), v) for k, v in now["host"].items()}
+    changed = [f"{k} {old} -> {new}" for k, (old, new) in pairs.items() if old != new]
+    if changed:
+        LOG.warning(
+            "The run goes on under other conditions than before (%s), so it may differ in rounding "
+            "from one that was never interrupted.",
+            ", ".join(changed),
+        )
+
+
+def warn_of_unfinished(folder: Path) -> None:
+    """Say that a new run is about to replace an unfinished one."""
+    if not (folder / STATE).is_file():
+        return
+    try:
+        state = read_state(folder)
+    except CheckpointError:
+        LOG.warning("The unreadable training state in %s will be replaced.", folder)
+        return
+    if not state.finished:
+        LOG.warning(
+            "The unfinished run in %s (step %d of %d) will be replaced by this new one; resuming "
+            "would have gone on with it.",
+            folder,
+            state.step,
+            state.settings["max_iters"],
+        )
