@@ -34,15 +34,17 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 @contextmanager
 def inference_mode_of(model: nn.Module) -> Iterator[None]:
     """No dropout and no gradients to the model's own parameters; both as before afterwards."""
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     wanted = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
+    if training:
+        model.eval()
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
         for parameter in wanted:
             parameter.requires_grad_(True)
 
@@ -269,13 +271,16 @@ class LanguageModel:
         return logits.float().log_softmax(-1)
 
     def _run(self, texts: Sequence[Text], parameters: Mapping[str, Tensor]) -> Tensor:
-        inputs = {"input_ids": torch.cat([t.ids for t in texts])[None].to(self.device)}
+        inputs: dict[str, Any] = {
+            "input_ids": torch.cat([t.ids for t in texts])[None].to(self.device)
+        }
         if len(texts) > 1:
             positions = torch.cat([torch.arange(len(t)) for t in texts])
             inputs["position_ids"] = positions[None].to(self.device)
-        return functional_call(
-            self.model, dict(parameters), kwargs={**inputs, "use_cache": False}
-        ).logits
+        inputs["use_cache"] = False
+        if not parameters:
+            return self.model(**inputs).logits
+        return functional_call(self.model, dict(parameters), kwargs=inputs).logits
 
     @contextmanager
     def _at(self, texts: Sequence[Text]) -> Iterator[None]:

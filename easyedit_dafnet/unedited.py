@@ -74,7 +74,10 @@ class Cache:
 
     def __getitem__(self, key: Hashable) -> Prepared:
         found = self.kept[key]
-        return Prepared.of_tensors(load_file(found)) if isinstance(found, Path) else found
+        if isinstance(found, Prepared):
+            return found
+        # Copied into torch's own memory: sums over other alignments may be rounded differently.
+        return Prepared.of_tensors({name: t.clone() for name, t in load_file(found).items()})
 
     def __setitem__(self, key: Hashable, value: Prepared) -> None:
         tensors = value.tensors()

@@ -19,7 +19,13 @@ from transformers import (
     Qwen2Config,
 )
 
-from easyedit_dafnet.language_model import LanguageModel, Text, target_logits, texts_of
+from easyedit_dafnet.language_model import (
+    LanguageModel,
+    Text,
+    inference_mode_of,
+    target_logits,
+    texts_of,
+)
 from easyedit_dafnet.records import IGNORE, TokenBatch, encode_targets
 from tests.conftest import Subject
 from tests.tiny import LLAMA_MODULES, REQUESTS, tiny_llama
@@ -70,6 +76,19 @@ def plain_logits(model: Any, texts: list[Text]) -> torch.Tensor:
     """Each text alone through the whole model; rows of its targets."""
     with torch.no_grad():
         return torch.cat([model(t.ids[None]).logits[0][t.labels != IGNORE] for t in texts])
+
+
+def test_inference_mode_gives_every_module_its_own_mode_back(subject: Subject) -> None:
+    model = subject.model()
+    model.train()
+    resting, frozen = model.get_submodule(subject.modules[0]), next(model.parameters())
+    resting.eval()
+    frozen.requires_grad_(False)
+    with inference_mode_of(model):
+        assert not any(m.training for m in model.modules())
+        assert not any(p.requires_grad for p in model.parameters())
+    assert [m for m in model.modules() if not m.training] == [resting]
+    assert [id(p) for p in model.parameters() if not p.requires_grad] == [id(frozen)]
 
 
 def test_texts_are_the_rows_without_padding(subject: Subject) -> None:

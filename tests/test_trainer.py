@@ -142,6 +142,24 @@ def test_the_step_is_that_of_plain_backpropagation(
     )
 
 
+def test_the_language_model_may_be_in_bfloat16(config: Any) -> None:
+    losses = {}
+    for half in (False, True):
+        trainer = DAFNetTrainer(config(half=half, norm_warmup_edits=5), RECORDS)
+        trainer.prepare()
+        losses[half] = [trainer.train_step(list(RECORDS[:3]))["loss"] for _ in range(3)]
+        assert trainer.model.dtype == (torch.bfloat16 if half else torch.float32)
+        assert {p.dtype for p in trainer.dafnet.parameters()} == {torch.float32}
+        assert trainer.language_model.split
+        prepared = trainer.unedited.record(RECORDS[0])
+        hidden = prepared.texts["reliability"].hidden
+        assert hidden is not None and hidden.dtype == trainer.model.dtype
+        assert {s.delta.dtype for s in prepared.signals} == {torch.float32}
+    # bfloat16 keeps 8 bits.
+    assert losses[True] == pytest.approx(losses[False], rel=0.02)
+    assert losses[True] != losses[False]
+
+
 def test_the_gradient_is_clipped(config: Any) -> None:
     trainer = DAFNetTrainer(config(grad_clip=1e-3), RECORDS)
     trainer.prepare()
