@@ -250,7 +250,7 @@ def restore_state(trainer: DAFNetTrainer) -> int:
     _check_same_run(state, now, folder)
     _warn_of_rounding(state, now)
     try:
-        # Copied: what is read may be the file's own bytes, and training writes in place.
+        # Copied: what is read may be mapped from the file, which is soon replaced.
         tensors = {name: t.clone() for name, t in load_file(folder / STATE).items()}
 
         def part(prefix: str) -> dict[str, Tensor]:
