@@ -158,7 +158,7 @@ def save_state(trainer: DAFNetTrainer, log_size: int) -> None:
             {"format": FORMAT, "state": json.dumps(asdict(state))},
         )
         (scratch / STATE).chmod(0o644)  # safetensors makes it private, even in a shared folder
-        with (scratch / STATE).open("rb") as file:
+        with (scratch / STATE).open("r+b") as file:
             os.fsync(file.fileno())  # a power cut must not leave the new name without its bytes
         (scratch / STATE).replace(folder / STATE)
     except (OSError, SafetensorError) as error:
