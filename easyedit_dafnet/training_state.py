@@ -158,7 +158,7 @@ def save_state(trainer: DAFNetTrainer, log_size: int) -> None:
             {"format": FORMAT, "state": json.dumps(asdict(state))},
         )
         (scratch / STATE).chmod(0o644)  # safetensors makes it private, even in a shared folder
-        with (scratch / STATE).open("rb") as file:
+        with (scratch / STATE).open("r+b") as file:
             os.fsync(file.fileno())  # a power cut must not leave the new name without its bytes
         (scratch / STATE).replace(folder / STATE)
     except (OSError, SafetensorError) as error:
@@ -250,7 +250,7 @@ def restore_state(trainer: DAFNetTrainer) -> int:
     _check_same_run(state, now, folder)
     _warn_of_rounding(state, now)
     try:
-        # Copied: what is read may be the file's own bytes, and training writes in place.
+        # Copied: what is read may be mapped from the file, which is soon replaced.
         tensors = {name: t.clone() for name, t in load_file(folder / STATE).items()}
 
         def part(prefix: str) -> dict[str, Tensor]:

@@ -247,6 +247,20 @@ def test_a_finished_run_goes_on_as_a_longer_one(runs: Runs) -> None:
     assert_same_run(runs.resumed("first", max_iters=9), longer)
 
 
+def test_the_log_is_cut_back_also_when_nothing_is_noted_before_the_next_state(runs: Runs) -> None:
+    runs.settings = {"log_interval": 4, "save_interval": 100, "max_iters": 9}
+    whole = runs.trainer("whole")
+    whole.run()
+    runs.interrupted("run", 5)
+    for step, how in [(9, "power cut"), (6, "signal"), (9, "power cut")]:  # 9: step 8 is noted
+        trainer = runs.trainer("run")
+        break_in(trainer, step, how)
+        with pytest.raises((PowerCut, TrainingInterrupted)):
+            trainer.run(resume=True)
+    assert [line["step"] for line in log_of(trainer)] == [4, 8]
+    assert_same_run(runs.resumed("run"), whole)
+
+
 def test_training_on_from_an_archive_resumes_too(runs: Runs) -> None:
     first = runs.trainer("first", max_iters=2)
     first.run()
