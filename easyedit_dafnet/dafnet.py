@@ -53,8 +53,8 @@ class Update:
         """The steps by parameter name, in the layout of the module's parameters."""
         left, right = self.factors(module)
         steps = {module.weight_name: left @ right}
-        if self.step_bias is not None:
-            steps[module.bias_name] = self.step_bias
+        if (bias := self.step_bias) is not None:
+            steps[module.bias_name] = bias
         return steps
 
     def changed(self, module: EditedModule, changes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -65,9 +65,9 @@ class Update:
         change, w_past = changes[module.weight_name], self.past_weight.item()
         left, right = (factor.to(change.device) for factor in self.factors(module))
         changed = {module.weight_name: torch.addmm(change, left, right, beta=w_past)}
-        if self.step_bias is not None:
+        if (bias := self.step_bias) is not None:
             change = changes[module.bias_name]
-            changed[module.bias_name] = w_past * change + self.step_bias.to(change.device)
+            changed[module.bias_name] = w_past * change + bias.to(change.device)
         return changed
 
 
