@@ -63,14 +63,15 @@ def attention(query: Tensor, keys: Sequence[Tensor], heads: int) -> Tensor:
 
 
 def plain_network(
-    network: AuxiliaryNetwork, edits: Sequence[Tensor], mode: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """One module's signals, edit after edit: the last layer's tokens [l_i, D] and u_i of each."""
+    network: AuxiliaryNetwork, mode: int, edits: Sequence[Tensor]
+) -> tuple[list[Tensor], Tensor]:
+    """One module, edit after edit, all that is past projected again each time.
+
+    edits: normalised tokens [l_i, D] of each. Returns the last layer's tokens and u [layers, n].
+    """
     past: list[list[Tensor]] = [[] for _ in network.layers]
     outputs, diagonals = [], []
-    for s in edits:
-        norm: Any = network.norm
-        x = (s - norm.mean) / (norm.var.sqrt() + 1e-8)
+    for x in edits:
         u = []
         for layer, representations in zip(network.layers, past, strict=True):
             part: Any = layer
@@ -81,20 +82,19 @@ def plain_network(
             r = c.sum(0)
             representations.append(r)
             inter, fusion = part.inter, part.fusion
-            weights = attention(inter.query(r), [inter.key(e) for e in representations],
-                                inter.head_n)  # fmt: skip
+            keys = [inter.key(e) for e in representations]
+            weights = attention(inter.query(r), keys, inter.head_n)
             values = torch.stack([inter.value(e) for e in representations])
-            mixed = [w @ v for w, v in zip(weights, values.chunk(inter.head_n, -1), strict=True)]
-            x = part.norm2(x + inter.out(torch.cat(mixed)))
-            own = attention(fusion.query(r), [fusion.key(e) for e in representations],
-                            fusion.head_n)  # fmt: skip
-            u.append(own[:, -1].mean())
+            heads = zip(weights, values.chunk(inter.head_n, -1), strict=True)
+            x = part.norm2(x + inter.out(torch.cat([w @ v for w, v in heads])))
+            keys = [fusion.key(e) for e in representations]
+            u.append(attention(fusion.query(r), keys, fusion.head_n)[:, -1].mean())
             x = part.norm3(x + part.f2(part.f1(x).relu()))
             z = x * part.scale.weight[mode] + part.shift.weight[mode]
             x = x + z.clamp(min=0)
         outputs.append(x)
-        diagonals.append(torch.stack(u).mean())
-    return outputs, diagonals
+        diagonals.append(torch.stack(u))
+    return outputs, torch.stack(diagonals, 1)
 
 
 def plain_weights(
@@ -108,10 +108,13 @@ def plain_weights(
             plain_signals(model, module, *ids_and_start(tok, r["prompt"], r["target_new"]))
             for r in records
         ]
-        outputs, diagonals = plain_network(dafnet.network(module), edits, mode)
+        network = dafnet.network(module)
+        norm: Any = network.norm
+        normalised = [(s - norm.mean) / (norm.var.sqrt() + 1e-8) for s in edits]
+        outputs, diagonals = plain_network(network, mode, normalised)
         change: Any = torch.zeros(module.d_in, module.d_out)
         bias: Any = torch.zeros(module.d_out)
-        for tokens, u in zip(outputs, diagonals, strict=True):
+        for tokens, u in zip(outputs, diagonals.mean(0), strict=True):
             u = u if dafnet.train_fusion else u.detach()
             new: Any = 0.0
             new_bias: Any = 0.0

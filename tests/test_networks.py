@@ -16,6 +16,7 @@ from easyedit_dafnet.networks import (
     NetworkSizes,
     Rows,
 )
+from tests.plain import plain_network
 
 SIZES = NetworkSizes(2, 8, 12, 6, 2, 4, 2)
 
@@ -86,39 +87,6 @@ def test_diagonal_fusion_is_the_attention_to_oneself() -> None:
     torch.testing.assert_close(u, expected)
 
 
-def one_edit_after_another(
-    network: AuxiliaryNetwork, mode: int, edits: list[torch.Tensor]
-) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """The plain form: one module, one edit at a time, all that is past projected again each time.
-
-    edits: normalised tokens [l_i, D] of each. Returns x of each edit and u [layers, n].
-    """
-    xs, us = edits, []
-    for layer in network.layers:
-        a = [layer.intra.w2(layer.intra.w1(x).relu()) for x in xs]
-        weights = [layer.intra.v2(layer.intra.v1(x).relu()).softmax(0) for x in a]
-        c = [w * x for w, x in zip(weights, a, strict=True)]
-        r = torch.stack([x.sum(0) for x in c])
-        after, u = [], []
-        for i, x in enumerate(xs):
-            heads, own = [], []
-            for part, query in enumerate(layer.inter.query(r[i]).chunk(layer.inter.head_n)):
-                keys = layer.inter.key(r[: i + 1]).chunk(layer.inter.head_n, -1)[part]
-                values = layer.inter.value(r[: i + 1]).chunk(layer.inter.head_n, -1)[part]
-                heads.append((keys @ query / len(query) ** 0.5).softmax(0) @ values)
-            for part, query in enumerate(layer.fusion.query(r[i]).chunk(layer.fusion.head_n)):
-                keys = layer.fusion.key(r[: i + 1]).chunk(layer.fusion.head_n, -1)[part]
-                own.append((keys @ query / len(query) ** 0.5).softmax(0)[i])
-            x = layer.norm2(layer.norm1(x + c[i]) + layer.inter.out(torch.cat(heads)))
-            x = layer.norm3(x + layer.f2(layer.f1(x).relu()))
-            z = x * layer.scale.weight[mode] + layer.shift.weight[mode]
-            after.append(x + z.relu())
-            u.append(torch.stack(own).mean())
-        xs = after
-        us.append(torch.stack(u))
-    return xs, torch.stack(us)
-
-
 @pytest.fixture
 def network() -> AuxiliaryNetwork:
     torch.manual_seed(0)
@@ -147,7 +115,7 @@ def test_modules_together_are_what_each_is_alone(network: AuxiliaryNetwork, norm
     start = 0
     for mode, counts in enumerate(LENGTHS.tolist()):
         tokens = alone.norm(s[start : start + sum(counts)])  # counts on, module after module
-        xs, expected = one_edit_after_another(alone, mode, list(tokens.split(counts)))
+        xs, expected = plain_network(alone, mode, list(tokens.split(counts)))
         torch.testing.assert_close(u[:, mode], expected)
         found = torch.cat([x_hat, delta_hat], -1)[start : start + sum(counts)]
         torch.testing.assert_close(found, torch.cat(xs), rtol=1e-4, atol=1e-5)
@@ -166,7 +134,7 @@ def test_gradients_are_those_of_the_modules_alone(network: AuxiliaryNetwork) -> 
     for mode, counts in enumerate(LENGTHS.tolist()):
         part = slice(start, start := start + sum(counts))
         tokens = network.norm(s[part])
-        xs, u = one_edit_after_another(network, mode, list(tokens.split(counts)))
+        xs, u = plain_network(network, mode, list(tokens.split(counts)))
         plain = plain + (torch.cat(xs) * aim[0][part]).sum() + (u * aim[1][:, mode]).sum()
     expected = torch.autograd.grad(plain, list(network.layers.parameters()))
     for a, b in zip(found, expected, strict=True):
