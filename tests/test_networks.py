@@ -92,9 +92,9 @@ def network() -> AuxiliaryNetwork:
     torch.manual_seed(0)
     network = AuxiliaryNetwork(5, 7, 3, SIZES).eval()
     with torch.no_grad():
-        for layer in network.layers:
-            layer.scale.weight.normal_()
-            layer.shift.weight.normal_()
+        for name, parameter in network.named_parameters():
+            if name.endswith(("scale.weight", "shift.weight")):
+                parameter.normal_()
     return network
 
 
