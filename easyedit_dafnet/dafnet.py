@@ -75,9 +75,8 @@ def fusion_weights(u: Tensor, order: FusionOrder = "paper") -> tuple[Tensor, Ten
     """Weights of the n edits of a batch and of all that was before them.
 
     u: [layers, ..., n], the attention that each edit pays to itself; the weights are [..., n]
-    and [...]. Applying edit after edit,
-    each scaling what was there by 1 - u_i and adding itself with u_i, gives
-    w_i = u_i * prod_{j>i} (1 - u_j) and w_past = prod_j (1 - u_j).
+    and [...]. Applying edit after edit, each scaling what was there by 1 - u_i and adding itself
+    with u_i, gives w_i = u_i * prod_{j>i} (1 - u_j) and w_past = prod_j (1 - u_j).
     The paper's u is the mean over the layers, so that any split of a sequence agrees; the
     released code multiplies in each layer and takes the mean of the products.
     """

@@ -269,7 +269,7 @@ POSITIVE = {
     "passage_max_tokens",
     "save_interval",
 }
-NOT_NEGATIVE = {"lr_warmup", "norm_warmup_edits", "val_patience"}
+NOT_NEGATIVE = {"cache_gb", "lr_warmup", "norm_warmup_edits", "val_patience"}
 
 
 @dataclass(kw_only=True)

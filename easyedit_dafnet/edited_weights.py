@@ -28,7 +28,7 @@ class EditedWeights:
     """The edited modules' weights as leaves: all losses leave their gradients there.
 
     One backward pass through the auxiliary networks then serves all losses. text_tokens: how
-    many tokens the losses will send through the edited modules, roughly.
+    many tokens the losses will send through each module.
     """
 
     def __init__(
@@ -36,15 +36,15 @@ class EditedWeights:
         model: Any,
         modules: Sequence[EditedModule],
         updates: Sequence[Update],
-        text_tokens: int,
+        text_tokens: Sequence[int],
     ) -> None:
         self.model = model
         self.outputs: list[Tensor] = []  # what the networks gave, with its graph
         self.leaves: list[Tensor] = []  # the same values, without
         self.parameters: dict[str, Tensor] = {}
         self.factors: list[tuple[EditedModule, Tensor, Tensor, bool]] = []
-        for module, update in zip(modules, updates, strict=True):
-            if factors_are_cheaper(len(update.x_hat), text_tokens, module.d_in, module.d_out):
+        for module, update, tokens in zip(modules, updates, text_tokens, strict=True):
+            if factors_are_cheaper(len(update.x_hat), tokens, module.d_in, module.d_out):
                 at = model.get_parameter(module.weight_name).device
                 x_hat, delta_hat = self._leaf(update.x_hat, at), self._leaf(update.delta_hat, at)
                 self.factors.append((module, x_hat, delta_hat, update.step_bias is not None))

@@ -27,6 +27,10 @@ from .records import IGNORE, TokenBatch, context_length
 LOG = logging.getLogger(__name__)
 # Attention between texts that share a pass is wasted: it grows with the square of the length.
 MAX_TOKENS = 2048
+# Bytes of log probabilities that are kept for a text; of more, only what they are made from is.
+LARGEST_PREDICTIONS = 32_000_000
+# What a layer raises that is given another mask or start than it can take.
+UNFIT = (RuntimeError, TypeError, ValueError, IndexError)
 # Relative difference of the logits from a plain run; another mask or position gives about 1.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
@@ -98,14 +102,16 @@ class Text:
     """A text with the tokens to be predicted in it, and what the unedited model makes of it.
 
     ids, labels: [length], labels as in TokenBatch. hidden: [length, d], the input of the first
-    edited layer, or None where it is not kept. unedited: what LanguageModel.with_unedited keeps,
-    or None.
+    edited layer. log_probs: [targets, vocabulary], float32, what the unedited model predicts at
+    the targets; or final: [targets, d], the hidden states that it predicts them from. Each is
+    None where it is not kept.
     """
 
     ids: Tensor
     labels: Tensor
     hidden: Tensor | None = None
-    unedited: Tensor | None = None
+    log_probs: Tensor | None = None
+    final: Tensor | None = None
 
     @property
     def target_labels(self) -> Tensor:
@@ -138,7 +144,8 @@ class LanguageModel:
         self.model = model
         self.device = next(model.parameters()).device
         # A CPU reads predictions faster than it computes them from the hidden states.
-        self.keeps_predictions = self.device.type == "cpu"
+        self.largest_predictions = LARGEST_PREDICTIONS if self.device.type == "cpu" else 0
+        self.window = _window(model.config)
         self.max_tokens = min(context_length(model) or MAX_TOKENS, MAX_TOKENS)
         self.blocks, self.first = _blocks(model, names)
         self.split = False
@@ -159,19 +166,32 @@ class LanguageModel:
                 type(model).__name__,
             )
 
+    @property
+    def vocabulary(self) -> int:
+        return self.model.get_input_embeddings().weight.shape[0]
+
+    def tokens_at(self, name: str, texts: Sequence[Text]) -> int:
+        """How many of the texts' tokens pass the module of that name."""
+        trimmed = self.trimmed is not None and self.model.get_submodule(name) in set(
+            self.trimmed.modules()
+        )
+        return sum(len(t.target_labels) if trimmed else len(t) for t in texts)
+
     @torch.no_grad()
     def _agrees_with_a_plain_run(self) -> bool:
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        ids = torch.arange(1, 14) % vocabulary
+        ids = torch.arange(1, 14) % self.vocabulary
         texts = [Text(part, torch.where(part % 2 == 1, part, IGNORE)) for part in ids.split([5, 8])]
         with inference_mode_of(self.model):
             with _watched(self.blocks[0]) as calls:
                 plain = [self.model(t.ids[None].to(self.device), use_cache=False) for t in texts]
             self.returns_tuple = isinstance(calls[0][1], tuple)
             rows = [p.logits[0][t.labels != IGNORE] for p, t in zip(plain, texts, strict=True)]
-            texts = self.with_hidden(texts)
-            self.with_hidden(texts[::-1])  # what layers leave behind must not matter
-            found = self.logits(texts).float()
+            try:
+                texts = self._with_hidden(texts)
+                self._with_hidden(texts[::-1])  # what layers leave behind must not matter
+                found = self.logits(texts).float()
+            except UNFIT:
+                return False
         expected = torch.cat(rows).float()
         error = (found - expected).norm() / (expected - expected.mean()).norm()
         return error.item() <= TOLERANCE.get(self.model.dtype, 1e-4)
@@ -192,11 +212,16 @@ class LanguageModel:
     # ---- passes ---------------------------------------------------------------------------------
 
     def packs(self, texts: Sequence[Text], size: int) -> Iterator[list[Text]]:
-        """The texts in order, in groups that share a pass: at most `size` texts."""
+        """The texts in order, in groups that share a pass: at most `size` texts.
+
+        A text longer than the window of local attention keeps the model's own mask, alone.
+        """
         group: list[Text] = []
         for text in texts:
             tokens = sum(map(len, group)) + len(text)
-            if group and (len(group) == size or tokens > self.max_tokens or not self.split):
+            alone = any(len(t) > self.window for t in (*group, text))
+            full = len(group) == size or tokens > self.max_tokens
+            if group and (full or alone or not self.split):
                 yield group
                 group = []
             group.append(text)
@@ -205,32 +230,31 @@ class LanguageModel:
 
     @torch.no_grad()
     def with_hidden(self, texts: Sequence[Text]) -> list[Text]:
-        """The texts with the input of the first edited layer, computed in one pass."""
+        """The texts with the input of the first edited layer, computed together."""
         if not self.split:
             return list(texts)
+        return [text for pack in self.packs(texts, len(texts)) for text in self._with_hidden(pack)]
+
+    def _with_hidden(self, pack: Sequence[Text]) -> list[Text]:
         try:
-            with self._apart(texts, stop_at=self.first):
-                self._run(texts, {})
+            with self._apart(pack, stop_at=self.first):
+                self._run(pack, {})
         except _Reached as reached:
-            parts = reached.value[0].split([len(t) for t in texts])
-            return [replace(t, hidden=h.clone()) for t, h in zip(texts, parts, strict=True)]
+            parts = reached.value[0].split([len(t) for t in pack])
+            return [replace(t, hidden=h.clone()) for t, h in zip(pack, parts, strict=True)]
         raise AssertionError("unreachable: the first edited layer is always reached")
 
     @torch.no_grad()
     def with_unedited(self, text: Text) -> Text:
-        """The text with what the unedited model predicts at its targets.
-
-        Log probabilities [targets, vocabulary], float32; or only the hidden states [targets, d]
-        they come from, which is less to keep and to move, where `keeps_predictions` is not set.
-        """
-        if self.keeps_predictions:
-            with inference_mode_of(self.model):
-                return replace(text, unedited=self.logits([text]).float().log_softmax(-1))
+        """The text with its `log_probs`, or with `final` where those would be too large."""
+        size = len(text.target_labels) * self.vocabulary * torch.float32.itemsize
+        if size <= self.largest_predictions:
+            return replace(text, log_probs=self.logits([text]).float().log_softmax(-1))
         try:
             with self._at([text]), _at_targets(self.model, _targets([text]), stop=True):
                 self._run([text], {})
         except _Reached as reached:
-            return replace(text, unedited=reached.value)
+            return replace(text, final=reached.value)
         raise AssertionError("unreachable: the output embeddings are always reached")
 
     def logits(
@@ -253,13 +277,17 @@ class LanguageModel:
 
     @torch.no_grad()
     def unedited_log_probs(self, texts: Sequence[Text]) -> Tensor:
-        """What with_unedited keeps as log probabilities at the targets, [targets, vocabulary]."""
-        kept = torch.cat([t.unedited for t in texts if t.unedited is not None]).to(self.device)
-        if self.keeps_predictions:
-            return kept
+        """From what with_unedited has kept, [targets, vocabulary], text after text."""
+        finals = [text.final for text in texts if text.final is not None]
+        made = iter(self._from_final(finals)) if finals else iter(())
+        kept = [next(made) if text.log_probs is None else text.log_probs for text in texts]
+        return torch.cat([log_probs.to(self.device) for log_probs in kept])
+
+    def _from_final(self, finals: Sequence[Tensor]) -> Sequence[Tensor]:
+        final = torch.cat(list(finals))
 
         def put_in(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-            return (kept[None].to(args[0].device),)
+            return (final[None].to(args[0].device),)
 
         with ExitStack() as stack:
             handle = self.model.get_output_embeddings().register_forward_pre_hook(put_in)
@@ -267,8 +295,9 @@ class LanguageModel:
             if self.split:
                 stack.enter_context(self._skipping(len(self.blocks)))
             # A token carries them past the layers, to whatever the model does to its logits.
-            logits = self._run([Text(texts[0].ids[:1], texts[0].labels[:1])], {})[0]
-        return logits.float().log_softmax(-1)
+            token = torch.zeros(1, dtype=torch.long)
+            logits = self._run([Text(token, token)], {})[0]
+        return logits.float().log_softmax(-1).split([len(f) for f in finals])
 
     def _run(self, texts: Sequence[Text], parameters: Mapping[str, Tensor]) -> Tensor:
         inputs: dict[str, Any] = {
@@ -346,6 +375,13 @@ class LanguageModel:
                 handle = block.register_forward_pre_hook(prepare, with_kwargs=True)
                 stack.callback(handle.remove)
             yield
+
+
+def _window(config: Any) -> float:
+    """Tokens that the model's local attention, if it has any, looks back."""
+    config = config.get_text_config()
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min((size for size in sizes if size), default=float("inf"))
 
 
 def _targets(texts: Sequence[Text]) -> Tensor:

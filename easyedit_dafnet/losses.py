@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Any, Literal
 
 import torch
@@ -68,20 +69,17 @@ def record_texts(tok: Any, record: Mapping[str, Any], model: Any) -> dict[str, T
         asked["prefix"] = (f"{record['prefix']} {prompt}", target)
     if record.get("locality_prompt"):
         asked["locality"] = (record["locality_prompt"], record["locality_ground_truth"])
+    names = [f"the {name} text of {shorten(prompt, 60)!r}" for name in asked]
+    prompts, answers = zip(*asked.values(), strict=True)
+    texts = texts_of(encode_targets(tok, prompts, answers, names))
     limit = context_length(model)
-    texts = {}
-    for name, (asks, answer) in asked.items():
-        try:
-            text = texts_of(encode_targets(tok, [asks], [answer]))[0]
-        except RequestError as error:
-            raise RequestError(f"The {name} text of the record {prompt!r}: {error}") from None
+    for name, text in zip(names, texts, strict=True):
         if limit is not None and len(text) > limit:
             raise RequestError(
-                f"The {name} text of the record {prompt!r} takes {len(text)} tokens, but the "
-                f"model's context holds {limit}; shorten it or leave the record out."
+                f"{name} takes {len(text)} tokens, but the model's context holds {limit}; shorten "
+                "it or leave the record out."
             )
-        texts[name] = text
-    return texts
+    return dict(zip(asked, texts, strict=True))
 
 
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:

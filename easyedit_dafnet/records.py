@@ -66,26 +66,32 @@ def _pad(ids: list[list[int]], labels: list[list[int]]) -> TokenBatch:
     )
 
 
-def encode_targets(tok: Any, prompts: Sequence[str], targets: Sequence[str]) -> TokenBatch:
+def encode_targets(
+    tok: Any, prompts: Sequence[str], targets: Sequence[str], names: Sequence[str] | None = None
+) -> TokenBatch:
     """Tokenise prompt and target as one text, as a model would read it, and label the target.
 
     A space is put before a target that has none. The target begins where the tokens leave those
     of the prompt alone, so tokenizers that merge across the border are served too.
-    Raises RequestError for a target without tokens.
+    Raises RequestError for a target without tokens; it calls the text by its name.
     """
+    targets = [target if target.startswith(" ") else " " + target for target in targets]
+    wholes = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
+    encoded = tok([*prompts, *wholes])["input_ids"]
     ids, labels = [], []
-    for i, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
-        target = target if target.startswith(" ") else " " + target
-        alone, whole = tok(prompt)["input_ids"], tok(prompt + target)["input_ids"]
+    for i, (alone, whole) in enumerate(
+        zip(encoded[: len(wholes)], encoded[len(wholes) :], strict=True)
+    ):
         start = next(
             (t for t, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone)
         )
         # The first token has nothing before it that could predict it.
         start = max(start, 1)
         if start >= len(whole):
+            name = names[i] if names else f"Request {i}"
             raise RequestError(
-                f"Request {i}: target_new {target.strip()!r} has no tokens in this tokenizer; "
-                "give a target with visible text."
+                f"{name}: the target {targets[i].strip()!r} has no tokens in this tokenizer; "
+                "give one with visible text."
             )
         ids.append(whole)
         labels.append([IGNORE] * (start - 1) + whole[start:] + [IGNORE])

@@ -8,7 +8,6 @@ answer to an unrelated prompt is, token by token, what the unedited model says.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -33,27 +32,25 @@ def predictions(
     return found
 
 
-def agreement(first: Sequence[Tensor], second: Sequence[Tensor]) -> float:
-    """Mean over texts of the fraction of tokens that agree."""
-    return fmean((a == b).float().mean().item() for a, b in zip(first, second, strict=True))
+def agreement(first: Sequence[Tensor], second: Sequence[Tensor]) -> list[float]:
+    """The fraction of tokens that agree, text by text."""
+    return [(a == b).float().mean().item() for a, b in zip(first, second, strict=True)]
 
 
 def sequence_scores(
     model: LanguageModel,
     records: Sequence[Mapping[str, Text]],
     parameters: Mapping[str, Tensor],
-) -> dict[str, float]:
+) -> dict[str, list[float]]:
     """Scores of the records' edits in the model with `parameters`, against the model's own.
 
-    records: the texts of each (losses.record_texts), those of locality with what the
-    unedited model predicts. Records may lack a rephrased or an unrelated prompt; what none of them
-    has is not scored.
+    records: the texts of each (losses.record_texts), those of locality with what the unedited
+    model predicts. A score has one number a record that has a text for it: records may lack a
+    rephrased or an unrelated prompt.
     """
     scores = {}
     for score, name in SCORES.items():
         texts = [record[name] for record in records if name in record]
-        if not texts:
-            continue
         if score == "locality":
             wanted = [model.unedited_log_probs([text]).argmax(-1).cpu() for text in texts]
         else:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .dafnet_hparams import nearest
@@ -77,6 +78,7 @@ def find_modules(model: nn.Module, names: Sequence[str]) -> list[EditedModule]:
     """Look the modules up. Raises ValueError naming the nearest module when one is not there."""
     named = dict(model.named_modules())
     shared = _shared_weights(model)
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     found = []
     for name in names:
         name = name.removesuffix(".weight")
@@ -99,6 +101,11 @@ def find_modules(model: nn.Module, names: Sequence[str]) -> list[EditedModule]:
             raise ValueError(
                 f"inner_params: {name!r} shares its weight with {other!r}, which would be edited "
                 "too; choose another module or untie the weights."
+            )
+        if module is head:
+            raise ValueError(
+                f"inner_params: {name!r} are the output embeddings; DAFNet edits modules inside "
+                "the layers."
             )
         found.append(
             EditedModule(name, d_in, d_out, isinstance(module, nn.Linear), module.bias is not None)
@@ -182,7 +189,11 @@ def collect_signals(
     reach = targets.flip(1).cumsum(1).flip(1) > 0
     signals = []
     for module, gradient in zip(modules, gradients, strict=True):
-        x, delta = inputs[module.name].float(), gradient.float() / scale
+        # Some layers flatten texts and tokens before they reach their modules.
+        x, delta = (
+            part.reshape(*labels.shape, -1).float() for part in (inputs[module.name], gradient)
+        )
+        delta = delta / scale
         if not (torch.isfinite(x).all() and torch.isfinite(delta).all()):
             raise FloatingPointError(
                 f"The edit signals at {module.name} are not finite; check the model's weights, or "

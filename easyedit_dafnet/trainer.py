@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -33,8 +34,8 @@ from .dafnet import DAFNet
 from .dafnet_hparams import DAFNetTrainingHparams, SettingsError
 from .edited_weights import EditedWeights
 from .language_model import LanguageModel, Text, inference_mode_of, texts_of
-from .losses import KINDS, LossTerm, backward_losses
-from .records import check_requests, encode_passages
+from .losses import KINDS, LossTerm, backward_losses, record_texts
+from .records import RequestError, check_requests, context_length, encode_passages
 from .scoring import sequence_scores
 from .signals import find_modules
 from .training_state import (
@@ -49,6 +50,7 @@ from .unedited import Cache, Prepared, Unedited, joined_signals
 LOG = logging.getLogger(__name__)
 PASSAGES_GENERATED, PASSAGES_AT_ONCE = 64, 16
 PASSAGE_START = 3  # tokens
+STATISTICS_AT_ONCE = 8  # edits; with the momentum norm it matters
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Curriculum:
         if self.average < self.minimum:
             self.minimum, self.minimum_step = self.average, step
         waited = step - self.minimum_step
-        decades = max(1.0, torch.tensor(float(self.length)).log10().item())
+        decades = max(1.0, math.log10(self.length))
         if waited > self.patience / decades and self.length < self.longest:
             self.length += max(int(self.length * self.growth), 10)
             self.length = min(self.length, self.longest)
@@ -142,10 +144,18 @@ class DAFNetTrainer:
                 config.tokenizer_name
             )
         self.model, self.tok = model, tok
+        for name, records in self.train_sets.items():
+            self.check_texts(records, f"train_set {name!r}")
+        self.check_texts(self.val_records, "val_set")
 
         self.random = random.Random(config.seed)
         torch.manual_seed(config.seed)
         self.modules = find_modules(model, config.inner_params)
+        if config.edit_bias and (bare := [m.name for m in self.modules if not m.has_bias]):
+            raise SettingsError(
+                f"Setting 'edit_bias' is true, but {bare[0]} has no bias; set it to false, or "
+                "leave the module out of inner_params."
+            )
         if config.archive:
             # A copy: editing in this process goes on with the archive as it was.
             self.dafnet = deepcopy(dafnet_for(model, config)).requires_grad_(True)
@@ -184,7 +194,15 @@ class DAFNetTrainer:
         self.log_path = Path(config.results_dir) / "logs" / "DAFNet" / f"{name}.jsonl"
         self.state_path = Path(config.results_dir) / "training" / "DAFNet" / name
         self.step, self.best = 0, {"score": -1.0}
-        self.waited = 0  # validations since the best one
+        self.validated, self.waited = 0, 0  # step of the last validation; those since the best one
+
+    def check_texts(self, records: Sequence[Mapping[str, Any]], name: str) -> None:
+        """Raise RequestError for a record that could not be used when its turn comes."""
+        for i, record in enumerate(tqdm(records, desc=f"Reading {name}", leave=False, delay=2)):
+            try:
+                record_texts(self.tok, record, self.model)
+            except RequestError as error:
+                raise RequestError(f"{name}, record {i}: {error}") from None
 
     # ---- one step -------------------------------------------------------------------------------
 
@@ -206,10 +224,11 @@ class DAFNetTrainer:
                 terms.append(LossTerm(name, weights[kind], [texts[row] for row in rows]))
         return terms
 
-    def edited(self, prepared: Sequence[Prepared], text_tokens: int) -> EditedWeights:
-        """The language model's weights after the edits of the prepared records."""
+    def edited(self, prepared: Sequence[Prepared], texts: Sequence[Text]) -> EditedWeights:
+        """The language model's weights after the records' edits, to be judged on the texts."""
         updates, _ = self.dafnet(joined_signals(prepared))
-        return EditedWeights(self.model, self.modules, updates, text_tokens)
+        tokens = [self.language_model.tokens_at(m.name, texts) for m in self.modules]
+        return EditedWeights(self.model, self.modules, updates, tokens)
 
     def train_step(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """One step of training on a sequence of edits. Returns the losses."""
@@ -217,7 +236,7 @@ class DAFNetTrainer:
         self.dafnet.train(not self.config.norm_warmup_edits)
         prepared = [self.unedited.record(record) for record in records]
         terms = self.loss_terms(prepared)
-        edited = self.edited(prepared, sum(len(text) for term in terms for text in term.texts))
+        edited = self.edited(prepared, [text for term in terms for text in term.texts])
         with inference_mode_of(self.model), edited.applied() as parameters:
             losses = backward_losses(
                 self.language_model, terms, parameters, self.config.loss_batch_size
@@ -230,9 +249,17 @@ class DAFNetTrainer:
         return losses
 
     def clip(self) -> float:
-        """Clip the gradient of the networks; returns its norm before."""
+        """Clip the gradient of the networks; returns its norm before.
+
+        Raises FloatingPointError, before anything is changed, when it is not finite.
+        """
         parameters = list(self.dafnet.networks.parameters())
         norm = get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not norm.isfinite():
+            raise FloatingPointError(
+                f"The gradient of step {self.step + 1} is not finite, so training ends and the "
+                "networks are left as they were; train with a smaller lr, lr_lr or edit_lr."
+            )
         if norm > self.config.grad_clip:  # else the pass over the gradients would change nothing
             clip_grads_with_norm_(parameters, self.config.grad_clip, norm)
         return norm.item()
@@ -245,7 +272,7 @@ class DAFNetTrainer:
         if edits and not self.config.archive:
             pool = [r for records in self.train_sets.values() for r in records]
             some = self.random.sample(pool, min(edits, len(pool)))
-            step = self.config.signal_batch_size
+            step = STATISTICS_AT_ONCE
             for i in tqdm(range(0, len(some), step), desc="Signal statistics", leave=False):
                 group = [self.unedited.record(record) for record in some[i : i + step]]
                 self.dafnet.update_statistics(joined_signals(group))
@@ -254,6 +281,7 @@ class DAFNetTrainer:
     def read_passages(self) -> list[Text]:
         """Plain text whose predictions must stay."""
         source, limit = self.config.passages, self.config.passage_max_tokens
+        limit = min(limit, context_length(self.model) or limit)
         if source is None:
             return []
         if source == "generated":
@@ -309,18 +337,18 @@ class DAFNetTrainer:
         records = self.val_records[: self.config.val_edits]
         scores: dict[str, float] = {}
         for length in self.config.val_seq_lens:
-            sequences = [records[i : i + length] for i in range(0, len(records), length)]
-            totals: dict[str, float] = {}
-            for sequence in sequences:
-                prepared = [self.unedited.record(record) for record in sequence]
+            found: dict[str, list[float]] = {}
+            for i in range(0, len(records), length):
+                prepared = [self.unedited.record(record) for record in records[i : i + length]]
                 texts = [p.texts for p in prepared]
-                edited = self.edited(prepared, sum(len(t) for each in texts for t in each.values()))
+                edited = self.edited(prepared, [text for each in texts for text in each.values()])
                 with inference_mode_of(self.model), edited.applied() as parameters:
                     result = sequence_scores(self.language_model, texts, parameters)
-                for key, value in result.items():
-                    totals[key] = totals.get(key, 0.0) + value * len(sequence) / len(records)
-            totals["score"] = harmonic_mean(list(totals.values()))
-            scores |= {f"{key}@{length}": round(value, 4) for key, value in totals.items()}
+                for key, values in result.items():
+                    found.setdefault(key, []).extend(values)
+            means = {key: fmean(values) for key, values in found.items() if values}
+            means["score"] = harmonic_mean(list(means.values()))
+            scores |= {f"{key}@{length}": round(value, 4) for key, value in means.items()}
         scores["score"] = fmean(scores[f"score@{n}"] for n in self.config.val_seq_lens)
         return scores
 
@@ -355,8 +383,8 @@ class DAFNetTrainer:
         The state of the run is in `state_path`, as of the last `save_interval` or, after SIGINT
         or SIGTERM, of the step that was then running; TrainingInterrupted, a KeyboardInterrupt,
         is raised with it. resume: go on from there with the same settings and data; on a CPU the
-        result is, bit for bit, that of a run that was never interrupted. `max_iters` may be
-        raised, so that a finished run goes on.
+        losses and weights are, bit for bit, those of a run that was never interrupted. `max_iters`
+        may be raised, so that a finished run goes on.
         Raises CheckpointError or SettingsError when there is nothing that can be resumed.
         """
         config, self.started = self.config, time.perf_counter()
@@ -393,7 +421,7 @@ class DAFNetTrainer:
                 bar.write(
                     f"step {self.step}: " + ", ".join(f"{k} {v:.2f}" for k, v in scores.items())
                 )
-                self.waited += 1
+                self.validated, self.waited = self.step, self.waited + 1
                 if scores["score"] > self.best["score"]:
                     self.best, self.waited = scores, 0
                     self.save(scores)
@@ -412,25 +440,26 @@ class DAFNetTrainer:
                               "seconds": time.perf_counter() - self.started})  # fmt: skip
                     if self.val_records and self.step % config.val_interval == 0:
                         judge()
-                    if self.step % config.save_interval == 0 or stop.received:
+                    signal = stop.received  # read once: it may come at any moment
+                    if self.step % config.save_interval == 0 or signal:
                         save_state(self, log.tell())
                         saved = self.step
-                    if stop.received:
+                    if signal:
                         raise TrainingInterrupted(
                             f"Training was stopped after step {self.step} of {config.max_iters}; "
                             f"its state is in {self.state_path}. To go on, give the same command "
                             "with --resume, or call run(resume=True) with the same settings and "
                             "data.",
-                            128 + stop.received,
+                            128 + signal,
                         )
-            # Before what a longer run would not do at this step, so that it can go on from here.
-            if saved != self.step:
+            if self.val_records and self.validated != self.step:
+                judge()
+                save_state(self, log.tell())
+            elif saved != self.step:
                 save_state(self, log.tell())
             if not self.val_records:
                 self.best = {}
                 self.save({})
-            elif self.step % config.val_interval:
-                judge()
         if self.step < config.max_iters:
             LOG.warning(
                 "Training was stopped after step %d: %d validations in a row have not been better "

@@ -47,12 +47,13 @@ FREE = {
     "max_iters",
     "results_dir",
     "save_interval",
+    "signal_batch_size",
     "tensorboard",
     "val_interval",
     "val_patience",
 }
 # ...or they change no more than rounding, which is warned of.
-ROUNDING = {"device", "loss_batch_size", "model_parallel", "signal_batch_size"}
+ROUNDING = {"device", "loss_batch_size", "model_parallel"}
 # Files and folders, which may have moved: compared by their last name.
 PLACES = {"archive", "model_name", "passages", "tokenizer_name"}
 
@@ -106,7 +107,8 @@ class TrainingState:
     """All of a state but its tensors.
 
     step: steps done. seconds: time spent. log_size: bytes of the log up to this step.
-    best, waited: scores of the kept checkpoint and validations since then. settings, data, model,
+    best, validated, waited: scores of the kept checkpoint, step of the last validation, and
+    validations since the best one. settings, data, model,
     host: what the run is and where it ran, to be compared before it goes on.
     """
 
@@ -114,6 +116,7 @@ class TrainingState:
     seconds: float
     log_size: int
     best: dict[str, float]
+    validated: int
     waited: int
     curriculum: dict[str, Any]
     warmup: dict[str, Any]
@@ -140,6 +143,7 @@ def save_state(trainer: DAFNetTrainer, log_size: int) -> None:
         seconds=time.perf_counter() - trainer.started,
         log_size=log_size,
         best=trainer.best,
+        validated=trainer.validated,
         waited=trainer.waited,
         curriculum=asdict(trainer.curriculum),
         warmup=trainer.warmup.state_dict(),
@@ -283,7 +287,8 @@ def restore_state(trainer: DAFNetTrainer) -> int:
         trainer.curriculum = replace(trainer.curriculum, **state.curriculum)
     except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from None
-    trainer.step, trainer.best, trainer.waited = state.step, state.best, state.waited
+    trainer.step, trainer.best = state.step, state.best
+    trainer.validated, trainer.waited = state.validated, state.waited
     trainer.started = time.perf_counter() - state.seconds
     return state.log_size
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from .language_model import LanguageModel, Text, inference_mode_of
@@ -21,7 +22,7 @@ class Prepared:
     """A record as the training step needs it, on the CPU.
 
     texts: by the name of their loss, with `hidden`, those of locality also with
-    `unedited`.
+    what the unedited model predicts.
     signals: of the record's edit, one a module.
     """
 
@@ -59,15 +60,15 @@ def joined_signals(records: Sequence[Prepared]) -> list[EditSignals]:
 
 
 class Cache:
-    """Prepared records by key: in memory up to `budget` bytes, beyond it in files.
+    """Prepared records by key: in memory up to `budget` bytes, beyond it in one file in `folder`.
 
-    The files lie in a temporary folder in `folder` and go when the cache does.
+    The file has no name there: it is gone when the process is, however that ends.
     """
 
     def __init__(self, budget: float, folder: Path) -> None:
         self.budget, self.folder, self.used = budget, folder, 0
-        self.kept: dict[Hashable, Prepared | Path] = {}
-        self.scratch: tempfile.TemporaryDirectory[str] | None = None
+        self.kept: dict[Hashable, Prepared | tuple[int, int]] = {}  # or its place in the file
+        self.file: IO[bytes] | None = None
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self.kept
@@ -76,8 +77,12 @@ class Cache:
         found = self.kept[key]
         if isinstance(found, Prepared):
             return found
+        assert self.file is not None
+        start, size = found
+        self.file.seek(start)
+        tensors = load(self.file.read(size))
         # Copied into torch's own memory: sums over other alignments may be rounded differently.
-        return Prepared.of_tensors({name: t.clone() for name, t in load_file(found).items()})
+        return Prepared.of_tensors({name: t.clone() for name, t in tensors.items()})
 
     def __setitem__(self, key: Hashable, value: Prepared) -> None:
         tensors = value.tensors()
@@ -86,12 +91,12 @@ class Cache:
             self.kept[key] = value
             self.used += size
             return
-        if self.scratch is None:
+        if self.file is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.scratch = tempfile.TemporaryDirectory(dir=self.folder, prefix="cache-")
-        path = Path(self.scratch.name) / f"{len(self.kept)}.safetensors"
-        save_file({name: t.contiguous() for name, t in tensors.items()}, path)
-        self.kept[key] = path
+            self.file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115, lives as long
+        start = self.file.seek(0, os.SEEK_END)
+        size = self.file.write(save({name: t.contiguous() for name, t in tensors.items()}))
+        self.kept[key] = start, size
 
 
 class Unedited:
@@ -108,10 +113,13 @@ class Unedited:
 
     def record(self, record: Mapping[str, Any]) -> Prepared:
         key = tuple(record.get(field) for field in TEXT_FIELDS)
-        if key not in self.cache:
-            texts = record_texts(self.tok, record, self.model.model)
-            self.cache[key] = self._prepare(texts, edit="reliability")
-        return self.cache[key]
+        if key in self.cache:
+            return self.cache[key]
+        prepared = self._prepare(
+            record_texts(self.tok, record, self.model.model), edit="reliability"
+        )
+        self.cache[key] = prepared
+        return prepared
 
     def passage(self, text: Text) -> Text:
         key = ("passage", *text.ids.tolist())

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.func import functional_call
 
 from easyedit_dafnet.dafnet import DAFNet
+from easyedit_dafnet.language_model import Text
 from easyedit_dafnet.networks import AuxiliaryNetwork
+from easyedit_dafnet.records import IGNORE
 from easyedit_dafnet.signals import EditedModule
 
 
@@ -136,25 +138,36 @@ def plain_losses(
     model: Any,
     tok: Any,
     records: Sequence[Mapping[str, Any]],
+    passage: Text,
     parameters: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """Mean loss per target token of each kind, all texts of the records."""
+    """Mean loss per target token of each kind, all texts of the records and one passage."""
     learnt = {
         "reliability": [(r["prompt"], r["target_new"]) for r in records],
-        "rephrase": [(r["rephrase_prompt"], r["target_new"]) for r in records],
-        "prefix": [(f"{r['prefix']} {r['prompt']}", r["target_new"]) for r in records],
+        "rephrase": [
+            (r["rephrase_prompt"], r["target_new"]) for r in records if "rephrase_prompt" in r
+        ],
+        "prefix": [
+            (f"{r['prefix']} {r['prompt']}", r["target_new"]) for r in records if "prefix" in r
+        ],
     }
     losses: dict[str, Tensor] = {}
     for name, pairs in learnt.items():
         texts = [ids_and_start(tok, *pair) for pair in pairs]
         each = [-target_log_probability(model, *text, parameters) for text in texts]
         losses[name] = torch.stack(each).sum() / sum(len(ids) - start for ids, start in texts)
-    divergences = []
-    for r in records:
-        ids, start = ids_and_start(tok, r["locality_prompt"], r["locality_ground_truth"])
+
+    def divergences(ids: Tensor, positions: Sequence[int]) -> list[Tensor]:
         before = log_probabilities(model, ids, {}).detach()
         after = log_probabilities(model, ids, parameters)
-        for t in range(start - 1, len(ids) - 1):
-            divergences.append((before[t].exp() * (before[t] - after[t])).sum())
-    losses["locality"] = torch.stack(divergences).mean()
+        return [(before[t].exp() * (before[t] - after[t])).sum() for t in positions]
+
+    kept = []
+    for r in records:
+        if "locality_prompt" in r:
+            ids, start = ids_and_start(tok, r["locality_prompt"], r["locality_ground_truth"])
+            kept += divergences(ids, range(start - 1, len(ids) - 1))
+    losses["locality"] = torch.stack(kept).mean()
+    asked = [t for t, label in enumerate(passage.labels.tolist()) if label != IGNORE]
+    losses["passage"] = torch.stack(divergences(passage.ids, asked)).mean()
     return losses

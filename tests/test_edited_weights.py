@@ -59,7 +59,7 @@ def test_both_forms_edit_alike_and_send_the_gradient_back(
     tensors = [t for pair in source for t in pair]
     wanted = torch.autograd.grad(expected.square().sum(), tensors, retain_graph=True)
 
-    edited = EditedWeights(model, subject.edited, updates, 11)
+    edited = EditedWeights(model, subject.edited, updates, [11] * len(updates))
     with edited.applied() as parameters:
         assert bool(parameters) != factors
         for _ in range(2):  # two passes, whose gradients add up
@@ -81,6 +81,6 @@ def test_an_edit_without_tokens_at_a_module_changes_nothing(subject: Subject) ->
         for m in subject.edited
     ]
     ids = torch.arange(1, 12)[None]
-    with EditedWeights(model, subject.edited, updates, 11).applied() as parameters:
+    with EditedWeights(model, subject.edited, updates, [11] * len(updates)).applied() as parameters:
         found = functional_call(model, parameters, (ids,)).logits
     torch.testing.assert_close(found, model(ids).logits)

@@ -5,19 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    FalconConfig,
-    Gemma2Config,
-    GPTJConfig,
-    GPTNeoXConfig,
-    MambaConfig,
-    MistralConfig,
-    OPTConfig,
-    PhiConfig,
-    Qwen2Config,
-)
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from easyedit_dafnet.language_model import (
     LanguageModel,
@@ -28,42 +16,7 @@ from easyedit_dafnet.language_model import (
 )
 from easyedit_dafnet.records import IGNORE, TokenBatch, encode_targets
 from tests.conftest import Subject
-from tests.tiny import LLAMA_MODULES, REQUESTS, tiny_llama
-
-SIZES = {
-    "vocab_size": 420,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 0,
-}
-ARCHITECTURES: dict[str, tuple[Any, str]] = {
-    "gpt-j": (
-        GPTJConfig(vocab_size=420, n_positions=64, n_embd=32, n_layer=3, n_head=4, rotary_dim=4),
-        "transformer.h.1.mlp.fc_in",
-    ),
-    "gpt-neox": (GPTNeoXConfig(**SIZES), "gpt_neox.layers.1.mlp.dense_h_to_4h"),
-    "mistral": (MistralConfig(**SIZES, num_key_value_heads=2), "model.layers.1.mlp.up_proj"),
-    "qwen2": (Qwen2Config(**SIZES, num_key_value_heads=2), "model.layers.1.mlp.up_proj"),
-    "gemma2": (
-        Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0),
-        "model.layers.1.mlp.up_proj",
-    ),
-    "phi": (PhiConfig(**SIZES), "model.layers.1.mlp.fc1"),
-    "falcon": (FalconConfig(**SIZES), "transformer.h.1.mlp.dense_h_to_4h"),
-    "bloom": (
-        BloomConfig(vocab_size=420, hidden_size=32, n_layer=3, n_head=4),
-        "transformer.h.1.mlp.dense_h_to_4h",
-    ),
-    "opt": (
-        OPTConfig(**{**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32}),
-        "model.decoder.layers.1.fc1",
-    ),
-}
+from tests.tiny import ARCHITECTURES, LLAMA_MODULES, REQUESTS, architecture, tiny_llama
 
 
 def requests_of(subject: Subject) -> TokenBatch:
@@ -144,8 +97,8 @@ def test_hidden_states_are_computed_below_the_first_edited_layer_only(subject: S
     with torch.no_grad():
         language_model.logits([text])
     assert ran == [1, 2]
-    for keeps_predictions in (True, False):
-        language_model.keeps_predictions = keeps_predictions
+    for largest in (10**9, 0):
+        language_model.largest_predictions = largest
         kept = language_model.with_unedited(text)
         ran.clear()
         language_model.unedited_log_probs([kept])
@@ -186,18 +139,21 @@ def test_a_part_that_mixes_tokens_is_not_trimmed(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("split", [True, False])
-@pytest.mark.parametrize("keeps_predictions", [True, False])
 def test_unedited_predictions_are_kept_or_made_from_hidden_states(
-    subject: Subject, split: bool, keeps_predictions: bool
+    subject: Subject, split: bool
 ) -> None:
     model = subject.model()
     texts = texts_of(requests_of(subject))
     language_model = LanguageModel(model, subject.modules)
-    assert language_model.keeps_predictions, "on a CPU"
-    language_model.split, language_model.keeps_predictions = split, keeps_predictions
+    language_model.split = split
+    assert language_model.largest_predictions > 0, "on a CPU"
+    language_model.largest_predictions = 2 * 420 * 4  # bytes: two targets
     kept = [language_model.with_unedited(t) for t in language_model.with_hidden(texts)]
-    widths = {t.unedited.shape[1] for t in kept if t.unedited is not None}
-    assert widths == {420 if keeps_predictions else 32}
+    for text in kept:
+        targets = len(text.target_labels)
+        predicted, hidden = text.log_probs, text.final
+        assert (predicted is None) == (targets > 2) and (hidden is None) == (targets <= 2)
+    assert {t.log_probs is None for t in kept} == {True, False}
     found = language_model.unedited_log_probs(kept)
     expected = plain_logits(model, texts).log_softmax(-1)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
@@ -228,17 +184,7 @@ def test_packs_are_no_longer_than_the_context(subject: Subject) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_other_architectures_give_the_logits_of_a_plain_run(name: str, attention: str) -> None:
-    config, module = ARCHITECTURES[name]
-    torch.manual_seed(0)
-    try:
-        model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
-    except ValueError as error:  # transformers names those that have one kind only
-        pytest.skip(str(error).splitlines()[0])
-    model.eval().requires_grad_(False)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.normal_(0, 0.15)
+    model, module = architecture(name, attention)
     language_model = LanguageModel(model, [module])
     takes_positions = name not in {"opt", "bloom"}
     assert language_model.split or not takes_positions
@@ -250,11 +196,50 @@ def test_other_architectures_give_the_logits_of_a_plain_run(name: str, attention
     expected = torch.cat([model(t.ids[None]).logits[0] for t in texts])
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     log_probs = expected.log_softmax(-1)
-    for keeps_predictions in (True, False):
-        language_model.keeps_predictions = keeps_predictions
+    for largest in (10**9, 0):
+        language_model.largest_predictions = largest
         kept = [language_model.with_unedited(t) for t in given]
         unedited = language_model.unedited_log_probs(kept)
         torch.testing.assert_close(unedited, log_probs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "gemma2"])
+def test_texts_longer_than_the_window_of_attention_pass_alone(name: str) -> None:
+    model, module = architecture(name, "sdpa", sliding_window=10, use_sliding_window=True)
+    language_model = LanguageModel(model, [module])
+    assert language_model.split and language_model.window == 10
+    texts = [Text(torch.arange(1, n), torch.arange(2, n + 1)) for n in (9, 4, 31, 6, 8, 25, 10)]
+    given = language_model.with_hidden(texts)
+    packs = list(language_model.packs(given, 100))
+    assert [len(pack) for pack in packs] == [2, 1, 2, 1, 1]
+    with torch.no_grad():
+        found = torch.cat([language_model.logits(pack) for pack in packs])
+    expected = torch.cat([model(t.ids[None]).logits[0] for t in texts])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_texts_that_are_together_too_long_share_no_pass(subject: Subject) -> None:
+    model = subject.model()
+    language_model = LanguageModel(model, subject.modules)
+    texts = [Text(torch.arange(n) % 420, torch.arange(n) % 420) for n in (60, 50, 64, 7, 9)]
+    given = language_model.with_hidden(texts)
+    with torch.no_grad():
+        found = torch.cat([language_model.logits(p) for p in language_model.packs(given, 9)])
+    torch.testing.assert_close(found, plain_logits(model, texts), rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_refuses_the_mask_is_not_split(subject: Subject) -> None:
+    model = subject.model()
+
+    def refuse(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = [v for v in (*args, *kwargs.values()) if isinstance(v, torch.Tensor)]
+        if any(tensor.ndim == 4 for tensor in given):
+            raise RuntimeError("expected condition to be a boolean tensor")
+
+    block = LanguageModel(model, subject.modules).blocks[1]
+    attention = next(m for n, m in block.named_children() if "attn" in n)
+    attention.register_forward_pre_hook(refuse, with_kwargs=True)
+    assert not LanguageModel(model, subject.modules).split
 
 
 def test_a_model_that_cannot_be_split_runs_text_by_text(caplog: pytest.LogCaptureFixture) -> None:

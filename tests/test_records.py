@@ -89,10 +89,10 @@ def test_a_target_without_tokens_is_refused() -> None:
     class Blind:
         """A tokenizer that strips spaces, as some do at the end of a text."""
 
-        def __call__(self, text: str) -> dict[str, list[int]]:
-            return {"input_ids": TOK(text.strip())["input_ids"]}
+        def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+            return {"input_ids": TOK([text.strip() for text in texts])["input_ids"]}
 
-    with pytest.raises(RequestError, match="Request 1: target_new '' has no tokens"):
+    with pytest.raises(RequestError, match="Request 1: the target '' has no tokens"):
         encode_targets(Blind(), ["London", "Paris"], ["Rome", " "])
 
 

@@ -54,13 +54,14 @@ def scores_of(
         if "locality" in texts:
             texts["locality"] = language_model.with_unedited(texts["locality"])
         prepared.append(texts)
-    return sequence_scores(language_model, prepared, parameters)
+    found = sequence_scores(language_model, prepared, parameters)
+    return {score: fmean(values) for score, values in found.items() if values}
 
 
-def test_agreement_is_a_mean_over_texts_of_fractions() -> None:
+def test_agreement_is_the_fraction_of_tokens_of_each_text() -> None:
     a = [torch.tensor([1, 2, 3, 4]), torch.tensor([5])]
-    assert agreement(a, [torch.tensor([1, 2, 3, 0]), torch.tensor([5])]) == (0.75 + 1) / 2
-    assert agreement(a, [torch.tensor([1, 0, 0, 0]), torch.tensor([0])]) == 0.125
+    assert agreement(a, [torch.tensor([1, 2, 3, 0]), torch.tensor([5])]) == [0.75, 1]
+    assert agreement(a, [torch.tensor([1, 0, 0, 0]), torch.tensor([0])]) == [0.25, 0]
 
 
 def test_scores_count_the_tokens_that_the_model_puts_first(model: Any) -> None:

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from easyedit_dafnet.records import encode_targets
+from easyedit_dafnet.records import IGNORE, TokenBatch, encode_targets
 from easyedit_dafnet.signals import concatenate, edit_signals, find_modules
 from tests.conftest import Subject
-from tests.tiny import REQUESTS, tiny_llama
+from tests.tiny import ARCHITECTURES, REQUESTS, architecture, tiny_llama
 
 
 def batch_of(subject: Subject, requests: list[dict[str, str]]):
@@ -106,3 +107,27 @@ def test_modules_that_cannot_be_edited_are_named(subject: Subject, tmp_path: Pat
     )
     with pytest.raises(ValueError, match=r"shares its weight with 'model\.embed_tokens"):
         find_modules(tied, ["lm_head"])
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_other_architectures_give_the_factors_of_the_gradient(name: str) -> None:
+    model, module_name = architecture(name, "eager")
+    (module,) = find_modules(model, [module_name])
+    ids = torch.arange(1, 25).view(2, 12)
+    labels = torch.full_like(ids, IGNORE)
+    labels[0, 5:7], labels[1, 8] = ids[0, 6:8], ids[1, 9]
+    batch = TokenBatch(ids, torch.ones_like(ids), labels)
+    (signals,) = edit_signals(model, [module], batch)
+    weight = model.get_parameter(module.weight_name).requires_grad_()
+    logits = model(ids).logits.flatten(0, 1)
+    loss = torch.nn.functional.cross_entropy(logits, labels.flatten(), reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, weight)
+    found = signals.x.T @ signals.delta
+    found = found.T if module.transposed else found
+    assert (found - gradient).norm() <= 1e-4 * gradient.norm()
+    assert signals.lengths.tolist() == [7, 9]
+
+
+def test_the_output_embeddings_are_not_edited(subjects: Callable[[str], Subject]) -> None:
+    with pytest.raises(ValueError, match="'lm_head' are the output embeddings"):
+        find_modules(subjects("llama").model(), ["lm_head"])

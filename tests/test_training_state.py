@@ -159,7 +159,18 @@ def log_of(trainer: DAFNetTrainer) -> list[dict[str, Any]]:
 
 def assert_same_run(one: DAFNetTrainer, other: DAFNetTrainer) -> None:
     """Bit for bit: the log but for the seconds, all weights and states, and the checkpoint."""
+    assert_same_training(one, other)
     assert log_of(one) == log_of(other)
+    assert (one.step, one.best, one.waited) == (other.step, other.best, other.waited)
+    kept = [load_file(t.save_path / "model.safetensors") for t in (one, other)]
+    assert kept[0].keys() == kept[1].keys()
+    assert all(torch.equal(v, kept[1][k]) for k, v in kept[0].items())
+
+
+def assert_same_training(one: DAFNetTrainer, other: DAFNetTrainer) -> None:
+    """Bit for bit: the losses of all steps, and all weights and states."""
+    losses = [[line for line in log_of(t) if "loss" in line] for t in (one, other)]
+    assert losses[0] == losses[1]
     states = [t.dafnet.state_dict() for t in (one, other)]
     assert states[0].keys() == states[1].keys()
     for name, tensor in states[0].items():
@@ -172,10 +183,6 @@ def assert_same_run(one: DAFNetTrainer, other: DAFNetTrainer) -> None:
     assert one.optimizer.param_groups[0]["lr"] == other.optimizer.param_groups[0]["lr"]
     assert one.curriculum == other.curriculum
     assert one.random.getstate() == other.random.getstate()
-    assert (one.step, one.best, one.waited) == (other.step, other.best, other.waited)
-    kept = [load_file(t.save_path / "model.safetensors") for t in (one, other)]
-    assert kept[0].keys() == kept[1].keys()
-    assert all(torch.equal(v, kept[1][k]) for k, v in kept[0].items())
 
 
 # ---- exactness ----------------------------------------------------------------------------------
@@ -244,7 +251,22 @@ def test_a_finished_run_goes_on_as_a_longer_one(runs: Runs) -> None:
     again = runs.resumed("first", max_iters=5)
     assert again.best == best and again.step == 5
     assert_same_run(again, first)
-    assert_same_run(runs.resumed("first", max_iters=9), longer)
+    assert_same_training(runs.resumed("first", max_iters=9), longer)
+
+
+@pytest.mark.parametrize("later", [0.4, 0.55, 0.7])
+def test_a_longer_run_keeps_the_best_of_all_validations(
+    runs: Runs, later: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.val, runs.settings = RECORDS[:3], {"val_interval": 5, "save_interval": 100}
+    scores = {5: 0.5, 7: 0.6, 9: later}
+    monkeypatch.setattr(DAFNetTrainer, "validate", lambda self: {"score": scores[self.step]})
+    assert runs.trainer("run", max_iters=7).run() == {"score": 0.6}
+    again = runs.resumed("run", max_iters=9)
+    kept = json.loads((again.save_path / "config.json").read_text())["training"]
+    assert again.best == kept["validation"] == {"score": max(0.6, later)}
+    assert kept["step"] == (9 if later == 0.7 else 7)
+    assert again.waited == (0 if later == 0.7 else 1)
 
 
 def test_the_log_is_cut_back_also_when_nothing_is_noted_before_the_next_state(runs: Runs) -> None:

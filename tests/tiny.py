@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2TokenizerFast,
+    GPTJConfig,
+    GPTNeoXConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    OPTConfig,
+    PhiConfig,
     PreTrainedModel,
+    Qwen2Config,
 )
 
 LLAMA_MODULES = [
@@ -93,3 +104,55 @@ def tiny_gpt2(folder: Path) -> Path:
         eos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     return _save(GPT2LMHeadModel(config), folder)
+
+
+SIZES = {
+    "vocab_size": 420,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+# Configuration and a module to edit; other layers than Llama's and GPT-2's.
+ARCHITECTURES: dict[str, tuple[Any, str]] = {
+    "gpt-j": (
+        GPTJConfig(vocab_size=420, n_positions=64, n_embd=32, n_layer=3, n_head=4, rotary_dim=4),
+        "transformer.h.1.mlp.fc_in",
+    ),
+    "gpt-neox": (GPTNeoXConfig(**SIZES), "gpt_neox.layers.1.mlp.dense_h_to_4h"),
+    "mistral": (MistralConfig(**SIZES, num_key_value_heads=2), "model.layers.1.mlp.up_proj"),
+    "qwen2": (Qwen2Config(**SIZES, num_key_value_heads=2), "model.layers.1.mlp.up_proj"),
+    "gemma2": (
+        Gemma2Config(**SIZES, num_key_value_heads=2, head_dim=8, final_logit_softcapping=2.0),
+        "model.layers.1.mlp.up_proj",
+    ),
+    "phi": (PhiConfig(**SIZES), "model.layers.1.mlp.fc1"),
+    "bloom": (
+        BloomConfig(vocab_size=420, hidden_size=32, n_layer=3, n_head=4),
+        "transformer.h.1.mlp.dense_h_to_4h",
+    ),
+    "opt": (
+        OPTConfig(**{**SIZES, "ffn_dim": 48, "word_embed_proj_dim": 32}),
+        "model.decoder.layers.1.fc1",
+    ),
+}
+
+
+def architecture(name: str, attention: str, **config: Any) -> tuple[Any, str]:
+    """A tiny random model in evaluation mode, and the module to edit."""
+    settings, module = ARCHITECTURES[name]
+    settings = type(settings).from_dict({**settings.to_dict(), **config})
+    torch.manual_seed(0)
+    try:
+        model: Any = AutoModelForCausalLM.from_config(settings, attn_implementation=attention)
+    except ValueError as error:  # transformers names those that have one kind only
+        pytest.skip(str(error).splitlines()[0])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.15)
+    return model.eval().requires_grad_(False), module
