@@ -24,6 +24,7 @@ from benchmarks.speed.reference import AuthorsCodeError, load_package
 from benchmarks.speed.report import Section, to_markdown, to_table
 from benchmarks.speed.setting import SIZES, Setting
 from easyedit_dafnet.checkpoint import write_text
+from easyedit_dafnet.smollm2 import DISPLAY_NAME, SHORT_NAME
 
 DESCRIPTION = """How fast DAFNet is on this machine.
 
@@ -67,8 +68,9 @@ def measure(
 
 def environment(setting: Setting) -> dict[str, Any]:
     on_gpu = setting.device.type == "cuda"
+    name = Path(setting.config.model_name).name
     return {
-        "model": Path(setting.config.model_name).name,
+        "model": DISPLAY_NAME if name.startswith(SHORT_NAME) else name,
         "easyedit_dafnet": easyedit_dafnet.__version__,
         "torch": torch.__version__,
         "transformers": transformers.__version__,

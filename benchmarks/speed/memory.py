@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import resource
 import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -52,6 +53,7 @@ def high_water_mark(device: torch.device) -> int:
 def peak_of_step(options: argparse.Namespace, size: str, edits: int, side: str) -> Memory:
     """To be called in a fresh process."""
     transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore")
     with TemporaryDirectory() as folder:
         setting = Setting(options, Path(folder))
         imported = high_water_mark(setting.device)

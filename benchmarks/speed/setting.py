@@ -20,7 +20,7 @@ from easyedit_dafnet.checkpoint import describe_base_model, save_dafnet
 from easyedit_dafnet.facts import load_facts
 from easyedit_dafnet.losses import LossTerm
 from easyedit_dafnet.networks import NetworkSizes
-from easyedit_dafnet.records import TokenBatch, encode_targets, read_records
+from easyedit_dafnet.records import TokenBatch, context_length, encode_targets, read_records
 
 SIZES = {
     "small": NetworkSizes(
@@ -43,7 +43,6 @@ PUBLISHED: dict[str, Any] = {
     "reliability_weight": 0.1,
     "generality_weight": 0.1,
     "locality_weight": 0.2,
-    "passage_max_tokens": 1024,
 }
 # What each of them does to the fusion weights; all else is the same.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -51,7 +50,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "product": {"train_fusion": True, "fusion_order": "paper"},
 }
 WARM_UP = 64  # edits that set the statistics of the normalisation; no batch holds them
-PASSAGE_WORDS = 100
+PASSAGE_WORDS, PASSAGE_TOKENS = 100, 1024
 
 Record = Mapping[str, Any]
 
@@ -128,6 +127,7 @@ class Setting:
             **SETTINGS[setting],
             norm_warmup_edits=self.warm_up,
             passages=str(passage),
+            passage_max_tokens=min(PASSAGE_TOKENS, context_length(self.model) or PASSAGE_TOKENS),
             results_dir=str(self.folder),
         )
         trainer = DAFNetTrainer(

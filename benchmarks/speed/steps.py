@@ -19,6 +19,7 @@ from easyedit_dafnet import DAFNetTrainer
 # rounding. So is that of queries and keys where there is but one key to look at.
 ZERO_GRADIENT = ("intra.v2.bias", "inter.key.bias", "fusion.key.bias")
 ZERO_GRADIENT_ALONE = ("inter.query", "inter.key", "fusion.query", "fusion.key")
+TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -72,15 +73,23 @@ def differences(
     their_losses, their_gradients = captured(
         reference.optimizers(), reference.gradients, lambda: reference.step(batch)
     )
-    of_losses = [abs(losses[k] - v) / max(abs(v), 1e-30) for k, v in their_losses.items()]
-    of_gradients = []
-    for name, theirs in their_gradients.items():
-        zero = ZERO_GRADIENT + (ZERO_GRADIENT_ALONE if len(records) == 1 else ())
-        if any(part in name for part in zero):
-            continue
-        difference = (gradients[name] - theirs).norm() / theirs.norm().clamp(min=1e-30)
-        of_gradients.append(difference.item())
+    zero = ZERO_GRADIENT + (ZERO_GRADIENT_ALONE if len(records) == 1 else ())
+    of_gradients = [
+        relative(gradients.get(name), their_gradients.get(name))
+        for name in gradients.keys() | their_gradients.keys()
+        if not any(part in name for part in zero)
+    ]
+    of_losses = [abs(losses[k] - v) / max(abs(v), TINY) for k, v in their_losses.items()]
     return max(of_losses), max(of_gradients)
+
+
+def relative(ours: Tensor | None, theirs: Tensor | None) -> float:
+    """Norm of the difference by the larger norm. None: the parameter takes no part, a zero."""
+    if ours is None or theirs is None:
+        given = theirs if ours is None else ours
+        return float(given is not None and bool(given.any()))
+    largest = max(ours.norm().item(), theirs.norm().item(), TINY)
+    return (ours - theirs).norm().item() / largest
 
 
 def measure_edits(

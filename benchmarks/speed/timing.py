@@ -36,13 +36,17 @@ def show(seconds: float) -> str:
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:
     """Seconds of one call, until the device has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     start = time.perf_counter()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what an accelerator still has to do."""
+    if device.type != "cpu":
+        getattr(torch, device.type).synchronize()
 
 
 def take_turns(
