@@ -43,27 +43,27 @@ Networks: "small" 256/512/128x2/64x2 in one layer, "published" 1024/1536/1024x2/
 WIDTH = 150
 WHAT = ("steps", "memory", "edits", "past", "inference")
 
-Measurement = tuple[list[Any], Section]
+Measurement = tuple[list[Any], list[Section]]
 
 
 def measure(
     what: str, options: argparse.Namespace, setting: Setting, progress: Callable[[str], None]
 ) -> Measurement:
-    """The rows of one kind of measurement, and their table."""
+    """The rows of one kind of measurement, and their tables."""
     if what == "steps":
         found: list[Any] = steps.measure(setting, progress)
-        return found, steps.section(found)
+        return found, [steps.steps_section(found), steps.parts_section(found)]
     if what == "memory":
         found = memory.measure(options, progress)
-        return found, memory.section(found)
+        return found, [memory.section(found)]
     if what == "edits":
         found = edits.latencies(setting, progress)
-        return found, edits.latency_section(found)
+        return found, [edits.latency_section(found)]
     if what == "past":
         found = edits.past_costs(setting, progress)
-        return found, edits.past_section(found)
+        return found, [edits.past_section(found)]
     found = inference.measure(setting, progress)
-    return found, inference.section(found)
+    return found, [inference.section(found)]
 
 
 def environment(setting: Setting) -> dict[str, Any]:
@@ -101,6 +101,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--sizes", nargs="+", choices=[*SIZES, "hparams"], default=list(SIZES), help="networks")
     add("--edits", nargs="+", type=int, default=[1, 10, 100], help="edits a step (1 10 100)")
     add("--past", nargs="+", type=int, default=[10, 100, 1000, 10000], help="edits made before")
+    add(
+        "--past-dtypes",
+        nargs="*",
+        choices=["bfloat16", "float16"],
+        default=["float16"],
+        help="precisions of what is kept of past edits, besides float32 (float16)",
+    )
     add("--repetitions", type=int, default=5, help="of every timing (5)")
     add("--patience", type=float, default=120, help="begin none after so many seconds (120)")
     add("--hparams", default="TRAINING/DAFNet/smollm2-135m", help="training settings, with model")
@@ -138,10 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(caption(found, options))
             with console.status("") as status:
                 for what in WHAT if options.what == "all" else (options.what,):
-                    rows, table = measure(what, options, setting, status.update)
+                    rows, sections = measure(what, options, setting, status.update)
                     results[what] = [asdict(row) for row in rows]
-                    tables.append(table)
-                    console.print(to_table(table))
+                    tables += sections
+                    for section in sections:
+                        console.print(to_table(section))
     except (AuthorsCodeError, ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"speed: {error}")
     settings = {

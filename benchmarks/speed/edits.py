@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.speed.reference import PAST_AT_ONCE, Reference
@@ -16,11 +17,13 @@ from benchmarks.speed.timing import Timing, take_turns, timed
 from easyedit_dafnet import DAFNetHyperParams, apply_dafnet_to_model
 from easyedit_dafnet.checkpoint import load_dafnet
 from easyedit_dafnet.dafnet_main import STATE, EditSequence
-from easyedit_dafnet.networks import PastEdits
+from easyedit_dafnet.language_model import inference_mode_of, target_logits
+from easyedit_dafnet.networks import PastEdits, Rows
 from easyedit_dafnet.records import encode_requests
-from easyedit_dafnet.signals import inference_mode_of, target_log_probs
 
+Dtype = Literal["float32", "bfloat16", "float16"]  # of what is kept of past edits
 READ_AT_ONCE = 2**30  # bytes
+ROOM = 100  # edits
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,19 @@ class Latency:
 
 @dataclass(frozen=True)
 class PastCost:
-    """An edit after `past` others. read: once over the bytes that are kept of them."""
+    """An edit after `past` others. read: once over the bytes that are kept of them.
+
+    deviation: of the weights' change from that with float32, relative, after one more edit.
+    """
 
     size: str
+    dtype: Dtype
     past: int
-    bytes_per_edit: float
+    bytes_per_edit: int
     ours: Timing
     read: Timing
     theirs: Timing | None
+    deviation: float | None = None
 
 
 # -- Our sequence of edits ------------------------------------------------------------------------
@@ -70,25 +78,26 @@ def restore(model: Any) -> None:
         delattr(model, STATE)
 
 
-def kept_tensors(sequence: EditSequence) -> Iterator[Tensor]:
-    """All that the sequence keeps of its past edits."""
-    for module in sequence.past or []:
-        for layer in module:
-            yield from (layer.keys, layer.values, layer.score_keys)
-
-
 def fill_past(sequence: EditSequence, count: int) -> None:
-    """Pretend that `count` edits were made. The sequence must hold one, which tells the shapes."""
+    """Pretend that `count` edits were made, the same ones for every precision.
 
-    def many(like: Tensor) -> Tensor:
-        some = torch.randn(min(count, PAST_AT_ONCE), like.shape[1], device=like.device)
-        return some.to(like.dtype).repeat(-(-count // len(some)), 1)[:count].clone()
+    The buffers have room for the next ones, as they mostly do: their doubling is not measured.
+    """
+    generator = torch.Generator().manual_seed(0)
 
-    assert sequence.past is not None
-    sequence.past = [
-        [PastEdits(many(p.keys), many(p.values), many(p.score_keys)) for p in module]
-        for module in sequence.past
-    ]
+    def many(rows: Rows) -> Rows:
+        modules, heads, _, width = rows.buffer.shape
+        buffer = rows.buffer.new_empty(modules, heads, 2 ** (count + ROOM).bit_length(), width)
+        some = torch.randn(modules, heads, PAST_AT_ONCE, width, generator=generator)
+        for start in range(0, count, PAST_AT_ONCE):
+            part = buffer[:, :, start : min(start + PAST_AT_ONCE, count)]
+            part.copy_(some[:, :, : part.shape[2]])
+        return Rows(buffer, count)
+
+    sequence.past = {
+        shape: [PastEdits(many(p.keys), many(p.values), many(p.score_keys)) for p in layers]
+        for shape, layers in sequence.past.items()
+    }
     sequence.count = count
 
 
@@ -111,8 +120,8 @@ def forward_and_backward(setting: Setting, record: Record, modules: Iterable[str
     handles = [model.get_submodule(name).register_forward_hook(hook) for name in modules]
     try:
         with inference_mode_of(model), torch.enable_grad():
-            logits = model(input_ids=batch.input_ids, use_cache=False).logits
-            torch.autograd.grad(-target_log_probs(logits, batch.labels).sum(), outputs)
+            logits = target_logits(model, batch, {})
+            torch.autograd.grad(F.cross_entropy(logits, batch.labels[batch.targets]), outputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -180,15 +189,19 @@ def measure_latency(
     return Latency(size, sequence, timings["ours"], timings["floor"], timings.get("theirs"))
 
 
-def measure_past(setting: Setting, size: str, count: int, reference: Reference | None) -> PastCost:
+def measure_past(
+    setting: Setting, size: str, dtype: Dtype, count: int, reference: Reference | None
+) -> tuple[PastCost, Tensor]:
+    """The cost, and what one more edit makes of the weights' changes, for the deviation."""
     options, device = setting.options, setting.device
-    hparams = setting.editing_hparams(size)
+    hparams = replace(setting.editing_hparams(size), past_dtype=dtype)
     first, *requests = [b[0] for b in setting.batches(1, options.repetitions + 1)]
     edit(setting, first, hparams)
     sequence: EditSequence = getattr(setting.model, STATE)
     fill_past(sequence, count)
-    kept = sum(t.nbytes for t in kept_tensors(sequence))
-    read = read_once(kept, device)
+    edit(setting, first, hparams)
+    change = torch.cat([c.flatten() for c in sequence.changes.values()])
+    read = read_once(sequence.bytes_per_edit * count, device)
 
     runs = {
         "ours": lambda i: timed(lambda: edit(setting, requests[i], hparams), device),
@@ -200,12 +213,12 @@ def measure_past(setting: Setting, size: str, count: int, reference: Reference |
         authors.fill_past(count)
         runs["theirs"] = lambda i: timed(lambda: authors.edit(requests[i]), device)
     timings = take_turns(runs, options.repetitions, options.patience)
+    kept = sequence.bytes_per_edit
     restore(setting.model)
     if reference is not None:
         reference.restore()
-    return PastCost(
-        size, count, kept / count, timings["ours"], timings["read"], timings.get("theirs")
-    )
+    timing = timings["ours"], timings["read"], timings.get("theirs")
+    return PastCost(size, dtype, count, kept, *timing), change
 
 
 def latencies(setting: Setting, progress: Callable[[str], None]) -> list[Latency]:
@@ -219,12 +232,23 @@ def latencies(setting: Setting, progress: Callable[[str], None]) -> list[Latency
 
 
 def past_costs(setting: Setting, progress: Callable[[str], None]) -> list[PastCost]:
+    options = setting.options
     found = []
-    for size in setting.options.sizes:
+    for size in options.sizes:
         reference = reference_for(setting, size)
-        for count in setting.options.past:
-            progress(f"edit after {count}, {size}")
-            found.append(measure_past(setting, size, count, reference))
+        for count in options.past:
+            exact: Tensor | None = None
+            for dtype in ("float32", *options.past_dtypes):
+                progress(f"edit after {count}, {size}, {dtype}")
+                # Theirs has but one precision.
+                beside = reference if exact is None else None
+                cost, change = measure_past(setting, size, dtype, count, beside)
+                if exact is None:
+                    exact = change
+                else:
+                    deviation = (change - exact).norm() / exact.norm()
+                    cost = replace(cost, deviation=deviation.item())
+                found.append(cost)
     return found
 
 
@@ -254,29 +278,27 @@ def latency_section(latencies: list[Latency]) -> Section:
 
 def past_section(costs: list[PastCost]) -> Section:
     with_theirs = any(row.theirs for row in costs)
-    header = [
-        "networks",
-        "past edits",
-        "ours, s",
-        "against fewest",
-        "read once, s",
-        "kept per edit",
-    ]
+    header = ["networks", "kept as", "past edits", "ours, s", "against fewest", "read once, s"]
+    header += ["kept per edit", "deviation"]
     note = (
         "One edit after so many others. Against fewest: ours by ours after the fewest past edits. "
         "Read once: a matrix times a vector over as many bytes as are kept, the floor of any "
-        "attention to all past edits. The past edits are random. Median (least..most) seconds."
+        "attention to all past edits. Deviation: of the weights' change after the edit from that "
+        "with float32, relative. The past edits are random, and the buffers have room for the "
+        "next. Median (least..most) seconds."
     )
     if with_theirs:
         header += ["authors, s", "authors / ours"]
         note += " The authors' code projects all past representations at every edit."
-    fewest: dict[str, Timing] = {}
+    fewest: dict[tuple[str, str], Timing] = {}
     rows = []
     for row in costs:
-        base = fewest.setdefault(row.size, row.ours)
-        cells = [row.size, f"{row.past:,}", str(row.ours), ratio(row.ours, base), str(row.read)]
-        cells.append(bytes_text(row.bytes_per_edit))
-        if row.theirs is not None:
-            cells += [str(row.theirs), ratio(row.theirs, row.ours)]
+        base = fewest.setdefault((row.size, row.dtype), row.ours)
+        cells = [row.size, row.dtype, f"{row.past:,}", str(row.ours), ratio(row.ours, base)]
+        cells += [str(row.read), bytes_text(row.bytes_per_edit)]
+        cells.append("" if row.deviation is None else f"{row.deviation:.0e}")
+        if with_theirs:
+            theirs = row.theirs
+            cells += [str(theirs), ratio(theirs, row.ours)] if theirs else ["", ""]
         rows.append(cells)
-    return Section("One edit after many", header, rows, note)
+    return Section("One edit after many", header, rows, note, names=2)

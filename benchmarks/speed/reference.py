@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.speed.setting import Record, Setting, StepBatch
 from easyedit_dafnet.checkpoint import RELEASED_LAYER
 from easyedit_dafnet.dafnet import DAFNet
+from easyedit_dafnet.language_model import Text
 from easyedit_dafnet.networks import ExactNorm
-from easyedit_dafnet.records import TokenBatch
+from easyedit_dafnet.records import IGNORE
 
 PAST_AT_ONCE = 256  # random past edits drawn; they repeat beyond
 PACKAGES = ("editors", "utils")  # its top-level names
@@ -77,10 +79,12 @@ def _our_name(name: str) -> str:
     return f"layers.{layer}.{RELEASED_LAYER[part]}.{leaf}"
 
 
-def _xym(batch: TokenBatch) -> tuple[Tensor, Tensor, Tensor]:
+def _xym(texts: list[Text]) -> tuple[Tensor, Tensor, Tensor]:
     """Inputs, labels and mask as they have them: without the last token, which predicts nothing."""
-    mask = batch.targets[:, :-1].long()
-    return batch.input_ids[:, :-1], batch.labels[:, :-1] * mask, mask
+    ids = pad_sequence([text.ids[:-1] for text in texts], True)
+    labels = pad_sequence([text.labels[:-1] for text in texts], True, IGNORE)
+    mask = (labels != IGNORE).long()
+    return ids, labels * mask, mask
 
 
 class Reference:
@@ -144,12 +148,11 @@ class Reference:
 
     # -- Training ---------------------------------------------------------------------------------
 
-    def start_training(self, record: StepBatch, freeze: bool) -> None:
+    def start_training(self, first: StepBatch, freeze: bool) -> None:
         """Their train_init. freeze: the statistics stay as they are."""
 
         def data(ids: Any) -> Any:
-            xym, rows = _xym(record.edits), slice(0, 1)
-            return [t[rows] for t in xym], {}, {}
+            return _xym(first.edits[:1]), {}, {}
 
         with redirect_stdout(StringIO()):
             self.editor.train_init(1, data, str(self.folder / "authors"))
@@ -163,8 +166,8 @@ class Reference:
         """One complete step with their functions. Returns the losses by our names."""
         editor = self.editor
         on = self.device
-        learnt = {t.name: [x.to(on) for x in _xym(t.batch)] for t in batch.terms if not t.keep}
-        kept = {t.name: [x.to(on) for x in _xym(t.batch)[::2]] for t in batch.terms if t.keep}
+        learnt = {t.name: [x.to(on) for x in _xym(t.texts)] for t in batch.terms if not t.keep}
+        kept = {t.name: [x.to(on) for x in _xym(t.texts)[::2]] for t in batch.terms if t.keep}
         reliability = learnt.pop("reliability")
         with redirect_stderr(StringIO()):  # its progress bars
             signals, lengths = editor.__get_model_gradient_signal__(*_xym(batch.edits))

@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from easyedit_dafnet import DAFNetHyperParams, DAFNetTrainer, DAFNetTrainingHparams
 from easyedit_dafnet.checkpoint import describe_base_model, save_dafnet
 from easyedit_dafnet.facts import load_facts
-from easyedit_dafnet.losses import LossTerm
+from easyedit_dafnet.language_model import Text
+from easyedit_dafnet.losses import LossTerm, record_texts
 from easyedit_dafnet.networks import NetworkSizes
-from easyedit_dafnet.records import TokenBatch, context_length, encode_targets, read_records
+from easyedit_dafnet.records import context_length, read_records
+from easyedit_dafnet.unedited import Cache, Prepared
 
 SIZES = {
     "small": NetworkSizes(
@@ -49,7 +51,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "parity": {"train_fusion": False, "fusion_order": "released"},
     "product": {"train_fusion": True, "fusion_order": "paper"},
 }
-WARM_UP = 64  # edits that set the statistics of the normalisation; no batch holds them
+WARM_UP = 64  # edits that set the statistics of the normalisation
 PASSAGE_WORDS, PASSAGE_TOKENS = 100, 1024
 
 Record = Mapping[str, Any]
@@ -57,10 +59,16 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One training step's tokens, the same for both codes."""
+    """One training step's texts, the same for both codes. edits: one a fact."""
 
-    edits: TokenBatch
+    edits: list[Text]
     terms: list[LossTerm]
+
+
+def forget(trainer: DAFNetTrainer) -> None:
+    """Empty the trainer's cache: every record is then new to it."""
+    cache = trainer.unedited.cache
+    trainer.unedited.cache = Cache(cache.budget, cache.folder)
 
 
 class Setting:
@@ -78,8 +86,6 @@ class Setting:
             self.records: list[Any] = read_records(options.data)
         else:
             self.records = load_facts("train", seed=options.seed)
-        if len(self.records) < 2:
-            raise ValueError("The data hold fewer than two records; give more with --data.")
 
     @cached_property
     def tok(self) -> Any:
@@ -100,20 +106,14 @@ class Setting:
     def sizes(self, name: str) -> NetworkSizes:
         return self.config.network_sizes if name == "hparams" else SIZES[name]
 
-    @property
-    def warm_up(self) -> int:
-        return min(WARM_UP, len(self.records) // 2)
-
-    def batches(self, edits: int, count: int, skip: int = 0) -> list[list[Record]]:
-        """`count` batches of facts of which none comes twice, after the first `skip` facts."""
-        free = self.records[skip : len(self.records) - self.warm_up]
-        if len(free) < edits * count:
+    def batches(self, edits: int, count: int) -> list[list[Record]]:
+        """`count` batches of facts of which none comes twice."""
+        if len(self.records) < edits * count:
             raise ValueError(
-                f"{count} batches of {edits} edits need {edits * count} facts, {skip} having been "
-                f"used, but only {len(free)} are left: give more with --data, or lower --edits or "
-                "--repetitions."
+                f"{count} batches of {edits} edits need {edits * count} facts, but there are "
+                f"{len(self.records)}: give more with --data, or lower --edits or --repetitions."
             )
-        rest = iter(free)
+        rest = iter(self.records)
         return [list(islice(rest, edits)) for _ in range(count)]
 
     def trainer(self, size: str, setting: str) -> DAFNetTrainer:
@@ -125,27 +125,24 @@ class Setting:
             self.config,
             **asdict(self.sizes(size)),
             **SETTINGS[setting],
-            norm_warmup_edits=self.warm_up,
+            norm_warmup_edits=WARM_UP,
             passages=str(passage),
             passage_max_tokens=min(PASSAGE_TOKENS, context_length(self.model) or PASSAGE_TOKENS),
             results_dir=str(self.folder),
         )
-        trainer = DAFNetTrainer(
-            config, self.records[-self.warm_up :], model=self.model, tok=self.tok
-        )
+        trainer = DAFNetTrainer(config, self.records[-WARM_UP:], model=self.model, tok=self.tok)
         with redirect_stderr(StringIO()):  # its progress bar
             trainer.prepare()
         return trainer
 
     def step_batch(self, trainer: DAFNetTrainer, records: Sequence[Record]) -> StepBatch:
-        """The tokens that the trainer's next step on these records will use."""
+        """The texts of the trainer's next step on these records; it will not have seen them."""
+        texts = [record_texts(self.tok, record, self.model) for record in records]
         state = trainer.random.getstate()
-        terms = trainer.loss_terms(list(records))
+        terms = trainer.loss_terms([Prepared(each, []) for each in texts])
         trainer.random.setstate(state)
-        edits = encode_targets(
-            self.tok, [r["prompt"] for r in records], [r["target_new"] for r in records]
-        )
-        return StepBatch(edits, terms)
+        forget(trainer)  # the passage
+        return StepBatch([each["reliability"] for each in texts], terms)
 
     def editing_hparams(self, size: str) -> DAFNetHyperParams:
         """Settings for editing with random networks of this size, saved as an archive."""
@@ -154,7 +151,7 @@ class Setting:
             trainer = self.trainer(size, "product")
             base = describe_base_model(self.model, self.config.model_name, trainer.modules)
             save_dafnet(trainer.dafnet, archive, base)
-        shared = {f.name for f in fields(DAFNetHyperParams)} - {"alg_name"}
+        shared = {f.name for f in fields(DAFNetHyperParams)} & {f.name for f in fields(self.config)}
         values = {name: getattr(self.config, name) for name in shared}
         values |= asdict(self.sizes(size)) | SETTINGS["product"] | {"archive": str(archive)}
         return DAFNetHyperParams(**values)

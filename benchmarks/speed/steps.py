@@ -2,35 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
 from benchmarks.speed.reference import Reference
 from benchmarks.speed.report import Section, ratio
-from benchmarks.speed.setting import Setting, StepBatch
-from benchmarks.speed.timing import Timing, take_turns, timed
+from benchmarks.speed.setting import Setting, StepBatch, forget
+from benchmarks.speed.timing import Timing, show, take_turns, timed
 from easyedit_dafnet import DAFNetTrainer
+from easyedit_dafnet import trainer as trainer_module
+from easyedit_dafnet.edited_weights import EditedWeights
+from easyedit_dafnet.unedited import Unedited
 
 # A bias added to all scores alike leaves a softmax as it is: their gradient is zero but for
 # rounding. So is that of queries and keys where there is but one key to look at.
 ZERO_GRADIENT = ("intra.v2.bias", "inter.key.bias", "fusion.key.bias")
 ZERO_GRADIENT_ALONE = ("inter.query", "inter.key", "fusion.query", "fusion.key")
 TINY = 1e-30
+# Where our step spends its time: (owner, name) of what it calls.
+PARTS: dict[str, list[tuple[Any, str]]] = {
+    "unedited model": [(Unedited, "record"), (Unedited, "passage")],
+    "networks": [(DAFNetTrainer, "edited")],
+    "losses": [(trainer_module, "backward_losses")],
+    "networks' gradients": [(EditedWeights, "backward")],
+    "clipping, Adam": [(DAFNetTrainer, "clip"), (torch.optim.Adam, "step")],
+}
 
 
 @dataclass(frozen=True)
 class Step:
-    """cold: facts that the trainer has not seen before; warm: the same facts again."""
+    """cold: the trainer's cache is empty; warm: it holds the step's facts. parts: of cold."""
 
     size: str
     setting: str
     edits: int
     cold: Timing
     warm: Timing
+    parts: dict[str, Timing]
     theirs: Timing | None
     loss_difference: float | None  # relative, the largest over the losses
     gradient_difference: float | None  # relative, the largest over the parameters
@@ -92,6 +106,27 @@ def relative(ours: Tensor | None, theirs: Tensor | None) -> float:
     return (ours - theirs).norm().item() / largest
 
 
+@contextmanager
+def clocked(device: torch.device) -> Iterator[dict[str, float]]:
+    """The seconds that our training steps spend in their parts within the block."""
+    seconds = dict.fromkeys(PARTS, 0.0)
+
+    def clock(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            results: list[Any] = []
+            seconds[part] += timed(lambda: results.append(function(*args, **kwargs)), device)
+            return results[0]
+
+        return run
+
+    with ExitStack() as stack:
+        for part, functions in PARTS.items():
+            for owner, name in functions:
+                run = clock(part, getattr(owner, name))
+                stack.enter_context(patch.object(owner, name, run))
+        yield seconds
+
+
 def measure_edits(
     setting: Setting,
     trainer: DAFNetTrainer,
@@ -113,20 +148,33 @@ def measure_edits(
         trainer.train_step(first)
         if reference is not None:
             reference.step(batch)
+    parts: dict[str, list[float]] = {part: [] for part in PARTS}
 
-    def ours(i: int) -> float:
+    def cold(i: int) -> float:
+        forget(trainer)
         return timed(lambda: trainer.train_step(rest[i]), device)
 
-    runs: dict[str, Callable[[int], float]] = {"cold": ours, "warm": ours}
+    def warm(i: int) -> float:
+        return timed(lambda: trainer.train_step(rest[i]), device)
+
+    def in_parts(i: int) -> float:
+        forget(trainer)
+        with clocked(device) as seconds:
+            total = timed(lambda: trainer.train_step(rest[i]), device)
+        for part, spent in seconds.items():
+            parts[part].append(spent)
+        return total
+
+    runs = {"cold": cold, "warm": warm, "parts": in_parts}
     if reference is not None:
         authors = reference
         runs["theirs"] = lambda i: timed(lambda: authors.step(tokens[i]), device)
-    return take_turns(runs, options.repetitions, options.patience), found
+    timings = take_turns(runs, options.repetitions, options.patience)
+    return timings | {part: Timing(seconds) for part, seconds in parts.items()}, found
 
 
 def measure(setting: Setting, progress: Callable[[str], None]) -> list[Step]:
     options = setting.options
-    count = options.repetitions + 1
     found = []
     for size in options.sizes:
         for name in ("parity", "product") if options.reference else ("product",):
@@ -138,11 +186,9 @@ def measure(setting: Setting, progress: Callable[[str], None]) -> list[Step]:
                 reference.start_training(
                     setting.step_batch(trainer, setting.records[:1]), freeze=name == "parity"
                 )
-            used = 0
             for edits in options.edits:
                 progress(f"step, {size}, {name}, {edits} edits")
-                batches = setting.batches(edits, count, used)
-                used += edits * count
+                batches = setting.batches(edits, options.repetitions + 1)
                 timings, difference = measure_edits(setting, trainer, reference, batches)
                 found.append(
                     Step(
@@ -151,6 +197,7 @@ def measure(setting: Setting, progress: Callable[[str], None]) -> list[Step]:
                         edits,
                         timings["cold"],
                         timings["warm"],
+                        {part: timings[part] for part in PARTS},
                         timings.get("theirs"),
                         *difference,
                     )
@@ -158,7 +205,7 @@ def measure(setting: Setting, progress: Callable[[str], None]) -> list[Step]:
     return found
 
 
-def section(steps: list[Step]) -> Section:
+def steps_section(steps: list[Step]) -> Section:
     with_theirs = any(step.theirs for step in steps)
     header = ["networks", "setting", "edits", "ours cold, s", "ours warm, s"]
     if with_theirs:
@@ -173,8 +220,8 @@ def section(steps: list[Step]) -> Section:
         rows.append(row)
     note = (
         "One training step: signals, networks, losses and gradients, clipping, Adam. Median "
-        "(least..most) seconds. Cold: the facts are new to the trainer, as in a first epoch; "
-        "warm: seen before, as in every later one."
+        "(least..most) seconds. Cold: nothing is in the trainer's cache, as in a first epoch; "
+        "warm: the facts were seen before, as in every later one."
     )
     if with_theirs:
         note += (
@@ -185,3 +232,17 @@ def section(steps: list[Step]) -> Section:
             "our tokenising is in ours."
         )
     return Section("Training step", header, rows, note, names=2)
+
+
+def parts_section(steps: list[Step]) -> Section:
+    note = (
+        "Median seconds of a cold step in our code. Unedited model: signals, hidden states and "
+        "unedited predictions, none of which a warm step computes. Losses: the layers from the "
+        "first edited one on, forward and backward."
+    )
+    steps = [step for step in steps if step.setting == "product"]
+    rows = [
+        [step.size, str(step.edits), *(show(step.parts[part].median) for part in PARTS)]
+        for step in steps
+    ]
+    return Section("Parts of our training step", ["networks", "edits", *PARTS], rows, note)

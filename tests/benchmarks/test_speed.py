@@ -16,8 +16,9 @@ from benchmarks.speed import edits, steps
 from benchmarks.speed.cli import main, parse
 from benchmarks.speed.reference import AuthorsCodeError, Reference, load_package
 from benchmarks.speed.report import Section, bytes_text, to_markdown
-from benchmarks.speed.setting import Setting
+from benchmarks.speed.setting import Setting, forget
 from benchmarks.speed.timing import Timing, show, take_turns
+from easyedit_dafnet import trainer as trainer_module
 from easyedit_dafnet.dafnet_main import STATE
 from tests.conftest import SMALL
 from tests.tiny import GPT2_MODULES, LLAMA_MODULES, tiny_gpt2, tiny_llama
@@ -89,7 +90,10 @@ def test_all_is_measured_and_written(
     (memory,) = results["memory"]
     assert 0 < memory["imported"] < memory["loaded"] <= memory["peak"]
     assert [row["sequence"] for row in results["edits"]] == ["first", "later"]
-    assert [row["past"] for row in results["past"]] == [2, 5]
+    past = [(row["past"], row["dtype"]) for row in results["past"]]
+    assert past == [(2, "float32"), (2, "float16"), (5, "float32"), (5, "float16")]
+    assert results["past"][0]["deviation"] is None
+    assert 0 < results["past"][1]["deviation"] < 1e-2
     assert [row["task"] for row in results["inference"]] == ["forward", "generate"]
     assert results["past"][0]["theirs"] is None
 
@@ -148,11 +152,9 @@ def test_markdown_holds_every_cell() -> None:
 # -- What is measured -----------------------------------------------------------------------------
 
 
-def test_no_fact_is_in_two_batches_or_in_the_warm_up(setting: Setting) -> None:
-    drawn = [r for b in setting.batches(3, 4) + setting.batches(2, 4, skip=12) for r in b]
-    drawn += setting.trainer("hparams", "product").train_sets["edits"]
-    assert len(drawn) == 20 + setting.warm_up
-    assert len({id(record) for record in drawn}) == len(drawn)
+def test_no_fact_is_in_two_batches(setting: Setting) -> None:
+    drawn = [record for batch in setting.batches(3, 4) for record in batch]
+    assert len({id(record) for record in drawn}) == 12
     with pytest.raises(ValueError, match="give more with --data"):
         setting.batches(100, 2)
 
@@ -162,11 +164,29 @@ def test_a_batch_is_what_the_next_step_uses(setting: Setting) -> None:
     trainer.config.loss_sample_max_count = 2  # so that samples are drawn
     records = setting.batches(6, 1)[0]
     batch = setting.step_batch(trainer, records)
-    for term, again in zip(batch.terms, trainer.loss_terms(records), strict=True):
-        assert term.name == again.name
-        assert torch.equal(term.batch.input_ids, again.batch.input_ids)
+    assert not trainer.unedited.cache.kept
+    again = trainer.loss_terms([trainer.unedited.record(record) for record in records])
+    for term, other in zip(batch.terms, again, strict=True):
+        assert term.name == other.name
+        for text, same in zip(term.texts, other.texts, strict=True):
+            assert torch.equal(text.ids, same.ids)
     assert {t.name for t in batch.terms} == {"reliability", "rephrase", "locality", "passage"}
     assert len(batch.edits) == 6
+
+
+def test_the_parts_of_a_step_are_clocked_and_left_as_they_were(setting: Setting) -> None:
+    trainer = setting.trainer("hparams", "product")
+    records = setting.batches(3, 1)[0]
+    trainer.train_step(records)
+    plain = trainer_module.backward_losses
+    with steps.clocked(setting.device) as warm:
+        trainer.train_step(records)
+    forget(trainer)
+    with steps.clocked(setting.device) as cold:
+        trainer.train_step(records)
+    assert all(cold.values())
+    assert warm["unedited model"] < cold["unedited model"] / 3
+    assert trainer_module.backward_losses is plain
 
 
 def test_past_edits_are_as_many_as_asked_and_go_away(setting: Setting) -> None:
@@ -175,13 +195,15 @@ def test_past_edits_are_as_many_as_asked_and_go_away(setting: Setting) -> None:
     records = setting.records
     edits.edit(setting, records[0], hparams)
     sequence = getattr(setting.model, STATE)
-    one = sum(t.nbytes for t in edits.kept_tensors(sequence))
     edits.fill_past(sequence, 300)
-    assert sum(t.nbytes for t in edits.kept_tensors(sequence)) == 300 * one
     edits.edit(setting, records[1], hparams)
     assert getattr(setting.model, STATE) is sequence  # the sequence went on
     assert sequence.count == 301
-    assert sum(t.nbytes for t in edits.kept_tensors(sequence)) == 301 * one
+    for layers in sequence.past.values():
+        for rows in (r for layer in layers for r in (layer.keys, layer.values, layer.score_keys)):
+            assert rows.count == 301
+            assert rows.filled.isfinite().all()
+            assert rows.filled.std() > 0.1
     edits.restore(setting.model)
     assert all(torch.equal(p, before[name]) for name, p in setting.model.named_parameters())
 
@@ -269,8 +291,9 @@ def test_all_is_measured_beside_the_authors_code(
     ]
     assert all(s["gradient_difference"] <= 1e-4 for s in results["steps"][:2])
     assert [m["side"] for m in results["memory"]] == ["ours", "authors"] * 2
-    for kind in ("steps", "edits", "past", "inference"):
+    for kind in ("steps", "edits", "inference"):
         assert all(row["theirs"]["seconds"] for row in results[kind])
+    assert all((row["dtype"] == "float32") == bool(row["theirs"]) for row in results["past"])
 
 
 def test_timings_become_json() -> None:
