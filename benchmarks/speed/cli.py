@@ -125,6 +125,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
+def write(
+    options: argparse.Namespace,
+    found: dict[str, Any],
+    results: dict[str, list[Any]],
+    tables: list[Section],
+) -> None:
+    """All that has been measured so far, to the files that the options name."""
+    left_out = {"out", "markdown", "reference"}
+    settings = {name: value for name, value in vars(options).items() if name not in left_out}
+    settings["reference"] = options.reference is not None
+    write_json(options.out, {"settings": settings, "environment": found, "results": results})
+    if options.markdown:
+        options.markdown.parent.mkdir(parents=True, exist_ok=True)
+        write_text(options.markdown, to_markdown(tables, caption(found, options)))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     # The widest table, with the authors' columns, where the output is a file.
@@ -150,15 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     tables += sections
                     for section in sections:
                         console.print(to_table(section))
+                    write(options, found, results, tables)
     except (AuthorsCodeError, ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"speed: {error}")
-    settings = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in vars(options).items()
-        if name not in ("out", "markdown", "reference")
-    }
-    settings["reference"] = options.reference is not None
-    write_json(options.out, {"settings": settings, "environment": found, "results": results})
-    if options.markdown:
-        write_text(options.markdown, to_markdown(tables, caption(found, options)))
     console.print(f"{time.perf_counter() - start:.0f} s. Every repetition is in {options.out}.")

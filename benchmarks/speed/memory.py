@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import resource
 import sys
 import warnings
@@ -64,8 +65,10 @@ def peak_of_step(options: argparse.Namespace, size: str, edits: int, side: str) 
             for records in batches:
                 trainer.train_step(records)
         else:
-            reference = Reference(setting, size, trainer.dafnet)
+            reference = Reference(setting, size, trainer.dafnet, setting.model)
             tokens = [setting.step_batch(trainer, records) for records in batches]
+            del trainer
+            gc.collect()
             reference.start_training(tokens[0], freeze=False)
             loaded = high_water_mark(setting.device)
             for batch in tokens:

@@ -88,9 +88,12 @@ def _xym(texts: list[Text]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Reference:
-    """Their editor for the setting's language model, with our networks' weights in it."""
+    """Their editor for the setting's language model, with our networks' weights in it.
 
-    def __init__(self, setting: Setting, size: str, dafnet: DAFNet) -> None:
+    model: the language model to edit, else one is loaded; theirs makes a copy of it for itself.
+    """
+
+    def __init__(self, setting: Setting, size: str, dafnet: DAFNet, model: Any = None) -> None:
         package, config = load_package(setting.options.reference), setting.config
         device = str(setting.device)
         sizes = asdict(setting.sizes(size)) | {"norm_layer": "EBN"}
@@ -125,16 +128,16 @@ class Reference:
             ) from None
         with redirect_stdout(StringIO()):
             self.editor = package.DAFNet(
-                setting.load_model(), setting.tok, settings, device, device, [device]
+                model or setting.load_model(), setting.tok, settings, device, device, [device]
             )
-        self.dafnet, self.folder, self.device = dafnet, setting.folder, setting.device
-        self.take_weights()
+        self.folder, self.device = setting.folder, setting.device
+        self.take_weights(dafnet)
 
     @torch.no_grad()
-    def take_weights(self) -> None:
+    def take_weights(self, dafnet: DAFNet) -> None:
         """Copy our networks, statistics and step sizes into theirs."""
         for shape, theirs in self.editor.aux_models.items():
-            ours: Any = self.dafnet.networks[shape]
+            ours: Any = dafnet.networks[shape]
             parameters = dict(ours.named_parameters())
             for name, parameter in theirs.named_parameters():
                 parameter.copy_(parameters[_our_name(name)])
@@ -143,7 +146,7 @@ class Reference:
             norm = theirs.norm_layer
             norm.mean, norm.var = ours.norm.mean.clone(), ours.norm.var.clone()
             norm.std, norm.k = norm.var.sqrt(), ours.norm.count.clone()
-        for theirs, step_size in zip(self.editor.edit_lrs, self.dafnet.step_sizes, strict=True):
+        for theirs, step_size in zip(self.editor.edit_lrs, dafnet.step_sizes, strict=True):
             theirs.copy_(step_size)
 
     # -- Training ---------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def differences(
     trainer: DAFNetTrainer, reference: Reference, batch: StepBatch, records: list[Any]
 ) -> tuple[float, float]:
     """Largest relative difference of a loss and of a parameter's gradient, in one step of each."""
-    reference.take_weights()
+    reference.take_weights(trainer.dafnet)
     losses, gradients = captured(
         [trainer.optimizer],
         lambda: our_gradients(trainer),
