@@ -37,7 +37,7 @@ def bytes_text(count: float) -> str:
 def to_table(section: Section) -> Table:
     table = Table(title=section.title, caption=section.note)
     for i, column in enumerate(section.header):
-        table.add_column(column, justify="left" if i < section.names else "right")
+        table.add_column(column, justify="left" if i < section.names else "right", overflow="fold")
     for row in section.rows:
         table.add_row(*row)
     return table

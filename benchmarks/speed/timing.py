@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import floor, log10
 from statistics import median
 from typing import Any
 
@@ -29,9 +30,8 @@ class Timing:
 
 
 def show(seconds: float) -> str:
-    """Three digits: 0.0123, 1.23, 12.3, 123."""
-    digits = 4 if seconds < 0.1 else 3 if seconds < 1 else 2 if seconds < 10 else 1
-    return f"{seconds:.{digits if seconds < 100 else 0}f}"
+    """Three digits: 0.00123, 1.23, 12.3, 123."""
+    return f"{seconds:.{max(0, 2 - floor(log10(max(seconds, 1e-9))))}f}"
 
 
 def timed(run: Callable[[], Any], device: torch.device) -> float:

@@ -128,7 +128,7 @@ def test_runs_take_turns_until_patience_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.01234, "0.0123"), (0.5, "0.500"), (12.34, "12.3"), (123.4, "123")]
+    ("seconds", "text"), [(0.001234, "0.00123"), (0.5, "0.500"), (12.34, "12.3"), (123.4, "123")]
 )
 def test_seconds_are_shown_with_three_digits(seconds: float, text: str) -> None:
     assert show(seconds) == str(Timing([seconds])) == text
