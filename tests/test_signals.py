@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from easyedit_dafnet.records import IGNORE, TokenBatch, encode_targets
 from easyedit_dafnet.signals import concatenate, edit_signals, find_modules
 from tests.conftest import Subject
-from tests.tiny import ARCHITECTURES, REQUESTS, architecture, tiny_llama
+from tests.tiny import ARCHITECTURES, LLAMA_MODULES, REQUESTS, architecture, tiny_llama
 
 
 def batch_of(subject: Subject, requests: list[dict[str, str]]):
@@ -131,3 +132,23 @@ def test_other_architectures_give_the_factors_of_the_gradient(name: str) -> None
 def test_the_output_embeddings_are_not_edited(subjects: Callable[[str], Subject]) -> None:
     with pytest.raises(ValueError, match="'lm_head' are the output embeddings"):
         find_modules(subjects("llama").model(), ["lm_head"])
+
+
+def test_few_targets_in_a_large_vocabulary_are_not_rounded_away(tmp_path: Path) -> None:
+    """float32 products of one row with 50,000 others are summed poorly on some CPUs.
+
+    As in trained models, the output embeddings have much in common, which cancels in the sum.
+    """
+    folder = tiny_llama(tmp_path / "llama", vocab_size=50_000, hidden_size=64)
+    signals = {}
+    for dtype in (torch.float32, torch.float64):
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=dtype)
+        with torch.no_grad():
+            model.lm_head.weight.add_(3)
+        ids = torch.arange(1, 9)[None]
+        labels = torch.full_like(ids, IGNORE)
+        labels[0, 6] = 40_000
+        batch = TokenBatch(ids, torch.ones_like(ids), labels)
+        (signals[dtype],) = edit_signals(model, find_modules(model, LLAMA_MODULES[-1:]), batch)
+    exact = signals[torch.float64].delta
+    assert (signals[torch.float32].delta - exact).norm() <= 2e-5 * exact.norm()
