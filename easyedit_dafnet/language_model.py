@@ -76,11 +76,13 @@ def _at_targets(model: Any, targets: Tensor, stop: bool = False) -> Iterator[Non
         hidden = args[0][targets.to(args[0].device)]
         if stop:
             raise _Reached(hidden)
-        more = hidden[-1:].detach().expand(max(0, FEWEST_ROWS - count), -1)
-        return (torch.cat([hidden, more])[None],)
+        if count < FEWEST_ROWS:
+            more = hidden[-1:].detach().expand(FEWEST_ROWS - count, -1)
+            hidden = torch.cat([hidden, more])
+        return (hidden[None],)
 
     def cut(_: nn.Module, __: tuple[Tensor, ...], logits: Tensor) -> Tensor:
-        return logits[:, :count]
+        return logits if count >= FEWEST_ROWS else logits[:, :count]
 
     head = model.get_output_embeddings()
     with ExitStack() as stack:
@@ -290,7 +292,8 @@ class LanguageModel:
         finals = [text.final for text in texts if text.final is not None]
         made = iter(self._from_final(finals)) if finals else iter(())
         kept = [next(made) if text.log_probs is None else text.log_probs for text in texts]
-        return torch.cat([log_probs.to(self.device) for log_probs in kept])
+        moved = [log_probs.to(self.device) for log_probs in kept]
+        return moved[0] if len(moved) == 1 else torch.cat(moved)
 
     def _from_final(self, finals: Sequence[Tensor]) -> Sequence[Tensor]:
         final = torch.cat(list(finals))

@@ -8,7 +8,6 @@ from textwrap import shorten
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .language_model import LanguageModel, Text, texts_of
@@ -82,18 +81,24 @@ def record_texts(tok: Any, record: Mapping[str, Any], model: Any) -> dict[str, T
     return dict(zip(asked, texts, strict=True))
 
 
-def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum over the target tokens; logits [targets, vocabulary], labels [targets]."""
-    return F.cross_entropy(logits.float(), labels, reduction="sum")
+def negative_log_likelihood(log_q: Tensor, labels: Tensor, gradient: Tensor) -> Tensor:
+    """Sum over the target tokens of -log q(label); its gradient at the logits is q - 1[label].
 
-
-def divergence(unedited: Tensor, edited: Tensor) -> Tensor:
-    """Sum over the target positions of KL(unedited || edited).
-
-    unedited: log probabilities, edited: logits, both [targets, vocabulary].
+    log_q: [targets, vocabulary]; labels: [targets]; gradient: q, in which the rest is taken off.
     """
-    after = edited.float().log_softmax(-1)
-    return F.kl_div(after, unedited, reduction="sum", log_target=True)
+    rows = torch.arange(len(labels), device=labels.device)
+    gradient[rows, labels] -= 1
+    return -log_q[rows, labels].sum()
+
+
+def divergence(log_q: Tensor, log_p: Tensor, gradient: Tensor) -> Tensor:
+    """Sum over the targets of KL(p || q); its gradient at the logits of q is q - p.
+
+    log_q (edited), log_p (unedited): [targets, vocabulary]; gradient: q, from which p is taken.
+    """
+    p = log_p.exp()
+    gradient -= p
+    return p.mul_(log_p - log_q).sum()
 
 
 def backward_losses(
@@ -113,20 +118,24 @@ def backward_losses(
     totals = {term.name: torch.zeros(()) for term in terms}
     for pack in model.packs(texts, batch_size):
         logits = model.logits(pack, parameters)
-        loss = torch.zeros((), device=logits.device)
+        # Written out, not left to autograd: the vocabulary is wide, and each pass over it counts.
+        log_q = logits.detach().float().log_softmax(-1)
+        gradient = log_q.exp()
         owned = [(next(owners), text) for text in pack]
+        start = 0
         for term in dict.fromkeys(term for term, _ in owned):
             group = [text for owner, text in owned if owner is term]
             labels = torch.cat([text.target_labels for text in group]).to(logits.device)
-            edited, logits = logits.split([len(labels), len(logits) - len(labels)])
+            rows = slice(start, start := start + len(labels))
             if term.keep:
-                value = divergence(model.unedited_log_probs(group), edited)
+                log_p = model.unedited_log_probs(group)
+                value = divergence(log_q[rows], log_p, gradient[rows])
             else:
-                value = negative_log_likelihood(edited, labels)
-            value = value * (term.weight / term.tokens)
-            totals[term.name] += value.detach().cpu()
-            loss = loss + value
-        loss.backward()
+                value = negative_log_likelihood(log_q[rows], labels, gradient[rows])
+            scale = term.weight / term.tokens
+            gradient[rows] *= scale
+            totals[term.name] += scale * value.cpu()
+        logits.backward(gradient.to(logits.dtype))
     losses = {name: value.item() for name, value in totals.items()}
     losses["loss"] = sum(losses.values())
     return losses

@@ -29,26 +29,37 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
 
 
-def test_negative_log_likelihood_is_the_sum_over_the_targets() -> None:
-    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
-    labels = [3, 1, 2]
+def test_negative_log_likelihood_and_its_gradient_at_the_logits() -> None:
+    logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.tensor([3, 1, 2])
     expected = -sum(logits[t].softmax(-1)[label].log() for t, label in enumerate(labels))
-    found = negative_log_likelihood(logits, torch.tensor(labels))
-    torch.testing.assert_close(found, torch.as_tensor(expected))
+    (wanted,) = torch.autograd.grad(torch.as_tensor(expected), logits)
+    log_q = logits.detach().log_softmax(-1)
+    gradient = log_q.exp()
+    found = negative_log_likelihood(log_q, labels, gradient)
+    torch.testing.assert_close(found, torch.as_tensor(expected).detach())
+    torch.testing.assert_close(gradient, wanted)
 
 
-def test_divergence_is_that_of_the_edited_from_the_unedited() -> None:
+def test_divergence_of_the_edited_from_the_unedited_and_its_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
     before, after = (torch.randn(3, 5, generator=generator) for _ in range(2))
-    expected = 0.0
+    after.requires_grad_()
+    expected = torch.zeros(())
     for t in range(3):
         p, q = before[t].softmax(-1), after[t].softmax(-1)
-        expected += (p * (p / q).log()).sum().item()
-    assert divergence(before.log_softmax(-1), after).item() == pytest.approx(expected, rel=1e-5)
-    assert expected > 0
-    assert divergence(after.log_softmax(-1), before).item() != pytest.approx(expected, rel=1e-3)
-    # Logits that differ by a constant give the same probabilities.
-    assert divergence(before.log_softmax(-1), before + 2).item() == pytest.approx(0, abs=1e-5)
+        expected = expected + (p * (p / q).log()).sum()
+    (wanted,) = torch.autograd.grad(expected, after)
+    log_q, log_p = after.detach().log_softmax(-1), before.log_softmax(-1)
+    gradient = log_q.exp()
+    found = divergence(log_q, log_p, gradient)
+    torch.testing.assert_close(found, expected.detach())
+    torch.testing.assert_close(gradient, wanted)
+    assert found > 0
+    other = divergence(log_p, log_q, log_p.exp())
+    assert other.item() != pytest.approx(found.item(), rel=1e-3), "it has a direction"
+    gradient = log_p.exp()
+    assert divergence(log_p, log_p, gradient).item() == 0 and not gradient.any()
 
 
 def test_each_record_gives_the_losses_that_it_has_texts_for(model: Any) -> None:
