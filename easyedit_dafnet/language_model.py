@@ -28,6 +28,8 @@ LOG = logging.getLogger(__name__)
 # With fewer rows, a CPU sums the terms of the backward product with the vocabulary's weights one
 # after another: ten times the rounding, and normalised signals multiply it by hundreds.
 FEWEST_ROWS = 4
+# Texts that share a pass where nobody says how many.
+TEXTS_AT_ONCE = 24
 # Attention between texts that share a pass is wasted: it grows with the square of the length.
 MAX_TOKENS = 2048
 # Bytes of log probabilities that are kept for a text; of more, only what they are made from is.
@@ -240,11 +242,11 @@ class LanguageModel:
             yield group
 
     @torch.no_grad()
-    def with_hidden(self, texts: Sequence[Text]) -> list[Text]:
-        """The texts with the input of the first edited layer, computed together."""
+    def with_hidden(self, texts: Sequence[Text], size: int = TEXTS_AT_ONCE) -> list[Text]:
+        """The texts with the input of the first edited layer; `size` of them share a pass."""
         if not self.split:
             return list(texts)
-        return [text for pack in self.packs(texts, len(texts)) for text in self._with_hidden(pack)]
+        return [text for pack in self.packs(texts, size) for text in self._with_hidden(pack)]
 
     def _with_hidden(self, pack: Sequence[Text]) -> list[Text]:
         try:
@@ -256,16 +258,25 @@ class LanguageModel:
         raise AssertionError("unreachable: the first edited layer is always reached")
 
     @torch.no_grad()
-    def with_unedited(self, text: Text) -> Text:
-        """The text with its `log_probs`, or with `final` where those would be too large."""
-        size = len(text.target_labels) * self.vocabulary * torch.float32.itemsize
-        if size <= self.largest_predictions:
-            return replace(text, log_probs=self.logits([text]).float().log_softmax(-1))
+    def with_unedited(self, texts: Sequence[Text], size: int = TEXTS_AT_ONCE) -> list[Text]:
+        """The texts with their `log_probs`, or with `final` where those would be too large."""
+        found = []
+        for pack in self.packs(texts, size):
+            counts = [len(text.target_labels) for text in pack]
+            if max(counts) * self.vocabulary * torch.float32.itemsize <= self.largest_predictions:
+                kept, name = self.logits(pack).float().log_softmax(-1), "log_probs"
+            else:
+                kept, name = self._final(pack), "final"
+            parts = zip(pack, kept.split(counts), strict=True)
+            found += [replace(text, **{name: part.clone()}) for text, part in parts]
+        return found
+
+    def _final(self, pack: Sequence[Text]) -> Tensor:
         try:
-            with self._at([text]), _at_targets(self.model, _targets([text]), stop=True):
-                self._run([text], {})
+            with self._at(pack), _at_targets(self.model, _targets(pack), stop=True):
+                self._run(pack, {})
         except _Reached as reached:
-            return replace(text, final=reached.value)
+            return reached.value
         raise AssertionError("unreachable: the output embeddings are always reached")
 
     def logits(

@@ -64,6 +64,12 @@ class EditSignals:
     def to(self, device: torch.device | str) -> EditSignals:
         return EditSignals(self.x.to(device), self.delta.to(device), self.lengths.to(device))
 
+    def split(self) -> list[EditSignals]:
+        """Edit by edit, each in memory of its own."""
+        tokens = self.lengths.tolist()
+        parts = zip(self.x.split(tokens), self.delta.split(tokens), self.lengths, strict=True)
+        return [EditSignals(x.clone(), delta.clone(), n[None].clone()) for x, delta, n in parts]
+
 
 def concatenate(parts: Sequence[EditSignals]) -> EditSignals:
     """The signals of one module for all the edits of several batches, in order."""
@@ -155,12 +161,16 @@ def collect_signals(
     modules: Sequence[EditedModule],
     labels: Tensor,
     forward: Callable[[], Tensor],
+    lengths: Sequence[int] | None = None,
 ) -> list[EditSignals]:
     """The signals of one pass of texts [n, length], one EditSignals a module.
 
     forward: runs the model, its parameters without gradients, and gives the logits at the
-    targets [number of targets, vocabulary].
+    targets [number of targets, vocabulary]. lengths: of the texts, where they stand side by side
+    in one row.
     """
+    sizes = lengths or [labels.shape[1]] * len(labels)
+    labels = labels.flatten()
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
@@ -186,12 +196,12 @@ def collect_signals(
         gradients = torch.autograd.grad(loss, [outputs[m.name] for m in modules])
 
     # Positions up to the last one that predicts a target token.
-    reach = targets.flip(1).cumsum(1).flip(1) > 0
+    reach = torch.cat([part.flip(0).cumsum(0).flip(0) > 0 for part in targets.split(sizes)])
     signals = []
     for module, gradient in zip(modules, gradients, strict=True):
-        # Some layers flatten texts and tokens before they reach their modules.
+        # Texts and tokens in one dimension, as some layers have them anyway.
         x, delta = (
-            part.reshape(*labels.shape, -1).float() for part in (inputs[module.name], gradient)
+            part.reshape(len(labels), -1).float() for part in (inputs[module.name], gradient)
         )
         delta = delta / scale
         if not (torch.isfinite(x).all() and torch.isfinite(delta).all()):
@@ -200,5 +210,6 @@ def collect_signals(
                 "load it in bfloat16 or float32."
             )
         keep = reach.to(x.device) & (x != 0).any(-1) & (delta != 0).any(-1)
-        signals.append(EditSignals(x[keep], delta[keep], keep.sum(1)))
+        kept = torch.stack([part.sum() for part in keep.split(sizes)])
+        signals.append(EditSignals(x[keep], delta[keep], kept))
     return signals

@@ -170,7 +170,8 @@ class DAFNetTrainer:
             ).to(device)
         self.language_model = LanguageModel(model, [m.name for m in self.modules])
         cache = Cache(config.cache_gb * 1e9, Path(config.results_dir))
-        self.unedited = Unedited(self.language_model, tok, self.modules, cache)
+        known = [r for records in self.train_sets.values() for r in records] + self.val_records
+        self.unedited = Unedited(self.language_model, tok, self.modules, cache, known)
         self.passages: list[Text] = []
         self.optimizer = torch.optim.Adam(
             [
@@ -234,7 +235,7 @@ class DAFNetTrainer:
         """One step of training on a sequence of edits. Returns the losses."""
         # Only the normalisation tells training from evaluation: it then goes on counting.
         self.dafnet.train(not self.config.norm_warmup_edits)
-        prepared = [self.unedited.record(record) for record in records]
+        prepared = self.unedited.records(records)
         terms = self.loss_terms(prepared)
         edited = self.edited(prepared, [text for term in terms for text in term.texts])
         with inference_mode_of(self.model), edited.applied() as parameters:
@@ -274,7 +275,7 @@ class DAFNetTrainer:
             some = self.random.sample(pool, min(edits, len(pool)))
             step = STATISTICS_AT_ONCE
             for i in tqdm(range(0, len(some), step), desc="Signal statistics", leave=False):
-                group = [self.unedited.record(record) for record in some[i : i + step]]
+                group = self.unedited.records(some[i : i + step])
                 self.dafnet.update_statistics(joined_signals(group))
         self.passages = self.read_passages()
 
@@ -339,7 +340,7 @@ class DAFNetTrainer:
         for length in self.config.val_seq_lens:
             found: dict[str, list[float]] = {}
             for i in range(0, len(records), length):
-                prepared = [self.unedited.record(record) for record in records[i : i + length]]
+                prepared = self.unedited.records(records[i : i + length])
                 texts = [p.texts for p in prepared]
                 edited = self.edited(prepared, [text for each in texts for text in each.values()])
                 with inference_mode_of(self.model), edited.applied() as parameters:

@@ -109,7 +109,7 @@ class TrainingState:
     step: steps done. seconds: time spent. log_size: bytes of the log up to this step.
     best, validated, waited: scores of the kept checkpoint, step of the last validation, and
     validations since the best one. settings, data, model,
-    host: what the run is and where it ran, to be compared before it goes on.
+    host: what the run is and where it ran, to be compared before it goes on. groups: see Unedited.
     """
 
     step: int
@@ -121,6 +121,7 @@ class TrainingState:
     curriculum: dict[str, Any]
     warmup: dict[str, Any]
     random: list[Any]
+    groups: list[list[int]]
     settings: dict[str, Any]
     data: dict[str, str]
     model: dict[str, float]
@@ -148,6 +149,7 @@ def save_state(trainer: DAFNetTrainer, log_size: int) -> None:
         curriculum=asdict(trainer.curriculum),
         warmup=trainer.warmup.state_dict(),
         random=list(trainer.random.getstate()),
+        groups=trainer.unedited.groups,
         **_identity(trainer),
     )
     folder = trainer.state_path
@@ -287,6 +289,8 @@ def restore_state(trainer: DAFNetTrainer) -> int:
         trainer.curriculum = replace(trainer.curriculum, **state.curriculum)
     except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
         raise _damaged(folder, error) from None
+    for numbers in state.groups:
+        trainer.unedited.join(numbers)
     trainer.step, trainer.best = state.step, state.best
     trainer.validated, trainer.waited = state.validated, state.waited
     trainer.started = time.perf_counter() - state.seconds

@@ -6,15 +6,19 @@ import os
 import tempfile
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from .language_model import LanguageModel, Text, inference_mode_of
+from .language_model import TEXTS_AT_ONCE, LanguageModel, Text, inference_mode_of
 from .losses import KINDS, TEXT_FIELDS, record_texts
 from .signals import EditedModule, EditSignals, collect_signals, concatenate
+
+RECORDS_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -102,48 +106,90 @@ class Cache:
 class Unedited:
     """The unedited model's part in training: prepares records and passages, each once.
 
-    All the texts of a record go through the model together and alone, so that what comes out
-    does not depend on which records came before: an interrupted run resumes with the same bits.
+    Records that come up together for the first time pass the model together. How texts are
+    rounded depends on their company, so a resumed run, which has to prepare them again, does so in
+    the same `groups`: then it goes on with the same bits.
+    records: those of the run, in an order that does not change; groups: their numbers in it.
     """
 
     def __init__(
-        self, model: LanguageModel, tok: Any, modules: Sequence[EditedModule], cache: Cache
+        self,
+        model: LanguageModel,
+        tok: Any,
+        modules: Sequence[EditedModule],
+        cache: Cache,
+        records: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.model, self.tok, self.modules, self.cache = model, tok, modules, cache
+        self.known: dict[Hashable, int] = {}
+        self.numbered: list[Mapping[str, Any]] = []
+        self.groups: list[list[int]] = []
+        self.group_of: dict[int, list[int]] = {}
+        for record in records:
+            self._number(record)
 
-    def record(self, record: Mapping[str, Any]) -> Prepared:
+    def _number(self, record: Mapping[str, Any]) -> int:
         key = tuple(record.get(field) for field in TEXT_FIELDS)
-        if key in self.cache:
-            return self.cache[key]
-        prepared = self._prepare(
-            record_texts(self.tok, record, self.model.model), edit="reliability"
-        )
-        self.cache[key] = prepared
-        return prepared
+        if key not in self.known:
+            self.known[key] = len(self.numbered)
+            self.numbered.append(record)
+        return self.known[key]
+
+    def join(self, group: list[int]) -> None:
+        """Let the records of these numbers pass the model together."""
+        self.groups.append(group)
+        self.group_of |= dict.fromkeys(group, group)
+
+    def records(self, records: Sequence[Mapping[str, Any]]) -> list[Prepared]:
+        numbers = [self._number(record) for record in records]
+        fresh = [n for n in dict.fromkeys(numbers) if n not in self.group_of]
+        for i in range(0, len(fresh), RECORDS_TOGETHER):
+            self.join(fresh[i : i + RECORDS_TOGETHER])
+        for number in numbers:
+            if number not in self.cache:
+                group = self.group_of[number]
+                for n, prepared in zip(group, self._prepare(group), strict=True):
+                    if n not in self.cache:
+                        self.cache[n] = prepared
+        return [self.cache[number] for number in numbers]
 
     def passage(self, text: Text) -> Text:
         key = ("passage", *text.ids.tolist())
         if key not in self.cache:
-            self.cache[key] = self._prepare({"passage": text})
+            with inference_mode_of(self.model.model):
+                (text,) = self.model.with_unedited(self.model.with_hidden([text]))
+            self.cache[key] = Prepared({"passage": text.to("cpu")}, [])
         return self.cache[key].texts["passage"]
 
-    def _prepare(self, texts: dict[str, Text], edit: str | None = None) -> Prepared:
+    def _prepare(self, group: Sequence[int]) -> list[Prepared]:
+        each = [record_texts(self.tok, self.numbered[n], self.model.model) for n in group]
         with inference_mode_of(self.model.model):
-            names = list(texts)
-            found = dict(zip(names, self.model.with_hidden([texts[n] for n in names]), strict=True))
-            signals = []
-            if edit is not None:
-                text = found[edit]
-                signals = collect_signals(
-                    self.model.model,
-                    self.modules,
-                    text.labels[None],
-                    lambda: self.model.logits([text], trim=False),
-                )
-            for name in names:
-                if KINDS[name] == "locality":
-                    found[name] = self.model.with_unedited(found[name])
-        return Prepared(
-            {name: text.to("cpu") for name, text in found.items()},
-            [s.to("cpu") for s in signals],
-        )
+            hidden = iter(
+                self.model.with_hidden([text for texts in each for text in texts.values()])
+            )
+            each = [{name: next(hidden) for name in texts} for texts in each]
+            signals = self._signals([texts["reliability"] for texts in each])
+            kept = [name for name, kind in KINDS.items() if kind == "locality"]
+            asked = [texts[name] for texts in each for name in kept if name in texts]
+            unedited = iter(self.model.with_unedited(asked))
+            for texts in each:
+                texts |= {name: next(unedited) for name in kept if name in texts}
+        return [
+            Prepared({name: text.to("cpu") for name, text in texts.items()}, of_edit)
+            for texts, of_edit in zip(each, signals, strict=True)
+        ]
+
+    def _signals(self, edits: Sequence[Text]) -> list[list[EditSignals]]:
+        """The signals of each edit, one EditSignals a module."""
+        found: list[list[EditSignals]] = []
+        for pack in self.model.packs(edits, TEXTS_AT_ONCE):
+            signals = collect_signals(
+                self.model.model,
+                self.modules,
+                torch.cat([text.labels for text in pack])[None],
+                partial(self.model.logits, pack, trim=False),
+                [len(text) for text in pack],
+            )
+            each = zip(*(s.to("cpu").split() for s in signals), strict=True)
+            found += [list(of_edit) for of_edit in each]
+        return found

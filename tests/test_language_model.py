@@ -99,9 +99,9 @@ def test_hidden_states_are_computed_below_the_first_edited_layer_only(subject: S
     assert ran == [1, 2]
     for largest in (10**9, 0):
         language_model.largest_predictions = largest
-        kept = language_model.with_unedited(text)
+        kept = language_model.with_unedited([text])
         ran.clear()
-        language_model.unedited_log_probs([kept])
+        language_model.unedited_log_probs(kept)
         assert ran == []
 
 
@@ -148,7 +148,7 @@ def test_unedited_predictions_are_kept_or_made_from_hidden_states(
     language_model.split = split
     assert language_model.largest_predictions > 0, "on a CPU"
     language_model.largest_predictions = 2 * 420 * 4  # bytes: two targets
-    kept = [language_model.with_unedited(t) for t in language_model.with_hidden(texts)]
+    kept = language_model.with_unedited(language_model.with_hidden(texts), size=1)
     for text in kept:
         targets = len(text.target_labels)
         predicted, hidden = text.log_probs, text.final
@@ -198,7 +198,7 @@ def test_other_architectures_give_the_logits_of_a_plain_run(name: str, attention
     log_probs = expected.log_softmax(-1)
     for largest in (10**9, 0):
         language_model.largest_predictions = largest
-        kept = [language_model.with_unedited(t) for t in given]
+        kept = language_model.with_unedited(given)
         unedited = language_model.unedited_log_probs(kept)
         torch.testing.assert_close(unedited, log_probs, rtol=1e-4, atol=1e-5)
 
@@ -249,7 +249,7 @@ def test_a_model_that_cannot_be_split_runs_text_by_text(caplog: pytest.LogCaptur
     assert not language_model.split
     assert "Training runs every text alone" in caplog.text and "MambaForCausalLM" in caplog.text
     texts = [Text(torch.arange(1, n), torch.arange(2, n + 1)) for n in (9, 4)]
-    given = [language_model.with_unedited(t) for t in language_model.with_hidden(texts)]
+    given = language_model.with_unedited(language_model.with_hidden(texts))
     with torch.no_grad():
         found = torch.cat([language_model.logits(p) for p in language_model.packs(given, 8)])
     expected = torch.cat([model(t.ids[None]).logits[0] for t in texts])

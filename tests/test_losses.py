@@ -118,7 +118,7 @@ def texts_for(model: LanguageModel, requests: list[dict[str, str]]) -> list[Text
     batch = encode_targets(
         TOK, [r["prompt"] for r in requests], [r["target_new"] for r in requests]
     )
-    return [model.with_unedited(text) for text in model.with_hidden(texts_of(batch))]
+    return model.with_unedited(model.with_hidden(texts_of(batch)))
 
 
 @pytest.mark.parametrize("batch_size", [2, 100])

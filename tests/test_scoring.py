@@ -52,7 +52,7 @@ def scores_of(
     for record in records:
         texts = record_texts(TOK, record, model)
         if "locality" in texts:
-            texts["locality"] = language_model.with_unedited(texts["locality"])
+            (texts["locality"],) = language_model.with_unedited([texts["locality"]])
         prepared.append(texts)
     found = sequence_scores(language_model, prepared, parameters)
     return {score: fmean(values) for score, values in found.items() if values}

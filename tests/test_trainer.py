@@ -171,7 +171,7 @@ def test_the_language_model_may_be_in_bfloat16(config: Any) -> None:
         assert trainer.model.dtype == (torch.bfloat16 if half else torch.float32)
         assert {p.dtype for p in trainer.dafnet.parameters()} == {torch.float32}
         assert trainer.language_model.split
-        prepared = trainer.unedited.record(RECORDS[0])
+        prepared = trainer.unedited.records(RECORDS[:1])[0]
         hidden = prepared.texts["reliability"].hidden
         assert hidden is not None and hidden.dtype == trainer.model.dtype
         assert {s.delta.dtype for s in prepared.signals} == {torch.float32}

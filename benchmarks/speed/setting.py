@@ -22,7 +22,7 @@ from easyedit_dafnet.language_model import Text
 from easyedit_dafnet.losses import LossTerm, record_texts
 from easyedit_dafnet.networks import NetworkSizes
 from easyedit_dafnet.records import context_length, read_records
-from easyedit_dafnet.unedited import Cache, Prepared
+from easyedit_dafnet.unedited import Cache, Prepared, Unedited
 
 SIZES = {
     "small": NetworkSizes(
@@ -67,8 +67,9 @@ class StepBatch:
 
 def forget(trainer: DAFNetTrainer) -> None:
     """Empty the trainer's cache: every record is then new to it."""
-    cache = trainer.unedited.cache
-    trainer.unedited.cache = Cache(cache.budget, cache.folder)
+    old = trainer.unedited
+    cache = Cache(old.cache.budget, old.cache.folder)
+    trainer.unedited = Unedited(old.model, old.tok, old.modules, cache, old.numbered)
 
 
 class Setting:

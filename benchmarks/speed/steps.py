@@ -27,7 +27,7 @@ ZERO_GRADIENT_ALONE = ("inter.query", "inter.key", "fusion.query", "fusion.key")
 TINY = 1e-30
 # Where our step spends its time: (owner, name) of what it calls.
 PARTS: dict[str, list[tuple[Any, str]]] = {
-    "unedited model": [(Unedited, "record"), (Unedited, "passage")],
+    "unedited model": [(Unedited, "records"), (Unedited, "passage")],
     "networks": [(DAFNetTrainer, "edited")],
     "losses": [(trainer_module, "backward_losses")],
     "networks' gradients": [(EditedWeights, "backward")],

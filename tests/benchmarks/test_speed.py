@@ -165,7 +165,7 @@ def test_a_batch_is_what_the_next_step_uses(setting: Setting) -> None:
     records = setting.batches(6, 1)[0]
     batch = setting.step_batch(trainer, records)
     assert not trainer.unedited.cache.kept
-    again = trainer.loss_terms([trainer.unedited.record(record) for record in records])
+    again = trainer.loss_terms(trainer.unedited.records(records))
     for term, other in zip(batch.terms, again, strict=True):
         assert term.name == other.name
         for text, same in zip(term.texts, other.texts, strict=True):
