@@ -265,15 +265,15 @@ def test_losses_and_gradients_are_those_of_the_authors_code(
     records, others = setting.batches(count, 2)
     batch = setting.step_batch(trainer, records)
     reference.start_training(batch, freeze=True)
-    losses, gradients = steps.differences(trainer, reference, batch, records)
+    losses, gradient, largest = steps.differences(trainer, reference, batch, records)
     assert losses <= 1e-5
-    assert gradients <= 1e-4
+    assert max(gradient, largest) <= 1e-4
     # The measure sees what is not the same.
-    losses, gradients = steps.differences(
+    losses, gradient, largest = steps.differences(
         trainer, reference, setting.step_batch(trainer, others), records
     )
     assert losses > 1e-3
-    assert gradients > 1e-2
+    assert min(gradient, largest) > 1e-2
 
 
 @needs_reference
@@ -289,7 +289,7 @@ def test_all_is_measured_beside_the_authors_code(
         ("product", 1),
         ("product", 3),
     ]
-    assert all(s["gradient_difference"] <= 1e-4 for s in results["steps"][:2])
+    assert all(s["largest_difference"] <= 1e-4 for s in results["steps"][:2])
     assert [m["side"] for m in results["memory"]] == ["ours", "authors"] * 2
     for kind in ("steps", "edits", "inference"):
         assert all(row["theirs"]["seconds"] for row in results[kind])
