@@ -1,0 +1,8 @@
+"""The benchmark: every method edits the same streams of facts and is scored after the last edit."""
+
+from __future__ import annotations
+
+from .method import Method, Need, Workbench, register_method
+from .records import EditRecord, Probe
+
+__all__ = ["EditRecord", "Method", "Need", "Probe", "Workbench", "register_method"]

@@ -1,0 +1,49 @@
+"""What the benchmark edits and asks: the same records for every data set and method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A question about an edited model.
+
+    prompt: ends where the answer begins. answers: all that count as right; teacher forcing asks for
+    the first. conditions: facts that the unedited model must know for the question to be fair
+    (RippleEdits); the probe is left out where it does not.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    conditions: tuple[Probe, ...] = ()
+
+
+@dataclass(frozen=True)
+class EditRecord:
+    """One edit with the probes that judge it.
+
+    id: unique in its data set. rephrases: the edit's prompt in other words (generality).
+    locality, portability: probes by kind, as the data set names the kinds. Locality asks whether
+    the model still says what the unedited one says, portability whether consequences hold.
+    """
+
+    id: str
+    prompt: str
+    target_new: str
+    subject: str = ""
+    ground_truth: str = ""
+    rephrases: tuple[str, ...] = ()
+    locality: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
+    portability: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
+
+    def request(self) -> dict[str, str]:
+        """What a method is given. The probes are not for it to see."""
+        return {
+            "case_id": self.id,
+            "prompt": self.prompt,
+            "target_new": self.target_new,
+            "subject": self.subject,
+            "ground_truth": self.ground_truth,
+        }

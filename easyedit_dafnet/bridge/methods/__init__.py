@@ -1,0 +1,1 @@
+"""EasyEdit's own methods as methods of the benchmark."""
