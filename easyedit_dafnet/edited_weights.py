@@ -47,7 +47,7 @@ class EditedWeights:
             if factors_are_cheaper(len(update.x_hat), tokens, module.d_in, module.d_out):
                 at = model.get_parameter(module.weight_name).device
                 x_hat, delta_hat = self._leaf(update.x_hat, at), self._leaf(update.delta_hat, at)
-                self.factors.append((module, x_hat, delta_hat, update.step_bias is not None))
+                self.factors.append((module, x_hat, delta_hat, update.edit_bias))
                 continue
             for name, step in update.steps(module).items():
                 original = model.get_parameter(name).detach()

@@ -59,6 +59,8 @@ class Method(ABC):
     expects: ClassVar[Mapping[str, float]] = {"reliability": 0.9}
     #: Whether texts must be scored one at a time, because padding or company changes the answer.
     one_by_one: ClassVar[bool] = False
+    #: Whether the method takes all edits of a stream at once, in one call of `edit`.
+    whole_stream: ClassVar[bool] = False
 
     model: Any  #: The model as edited so far; called and generated from as transformers' are.
 
@@ -101,9 +103,9 @@ class Method(ABC):
 
 
 Factory = Callable[[Workbench, Mapping[str, Any]], Method]
-_METHODS: dict[str, Factory] = {}
+REGISTERED: dict[str, Factory] = {}
 
 
 def register_method(name: str, factory: Factory) -> None:
     """Make a method known by name; the last registration of a name counts."""
-    _METHODS[name] = factory
+    REGISTERED[name] = factory

@@ -47,3 +47,14 @@ class EditRecord:
             "subject": self.subject,
             "ground_truth": self.ground_truth,
         }
+
+    def flat(self) -> dict[str, str]:
+        """For training: the request with the first rephrase and locality probe, if there are any,
+        under the names of EasyEdit's CounterFact files."""
+        found = self.request()
+        if self.rephrases:
+            found["rephrase_prompt"] = self.rephrases[0]
+        for probe in [p for probes in self.locality.values() for p in probes][:1]:
+            found["locality_prompt"] = probe.prompt
+            found["locality_ground_truth"] = probe.answers[0]
+        return found

@@ -1,0 +1,123 @@
+"""The unedited model and DAFNet as methods of the benchmark."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from ..dafnet_hparams import DAFNetHyperParams, DAFNetTrainingHparams, SettingsError, nearest
+from ..dafnet_main import STATE, apply_dafnet_to_model
+from ..trainer import DAFNetTrainer
+from .method import Method, Need, Request, Workbench
+
+S = TypeVar("S", DAFNetHyperParams, DAFNetTrainingHparams)
+
+
+class Unedited(Method):
+    """Does nothing: what every method starts from."""
+
+    name: ClassVar[str] = "unedited"
+    expects: ClassVar[Mapping[str, float]] = {}
+
+    def edit(self, requests: Sequence[Request]) -> None:
+        pass
+
+
+class DAFNet(Method):
+    """DAFNet with a trained network, or with one that the benchmark trains.
+
+    settings: `hparams`, editing settings (default: DAFNet/smollm2-135m with the shipped network);
+    or `training`, training settings, to train one on the benchmark's training records. Further
+    names overrule single settings of either.
+    """
+
+    name: ClassVar[str] = "DAFNet"
+
+    def __init__(self, bench: Workbench, settings: Mapping[str, Any]) -> None:
+        super().__init__(bench, settings)
+        given = dict(self.settings)
+        own = {"model_name": bench.model_name, "device": bench.device}
+        self.training: DAFNetTrainingHparams | None = None
+        if "training" in given:
+            trained = DAFNetTrainingHparams.from_hparams(given.pop("training"))
+            own |= {"tokenizer_name": bench.model_name, "results_dir": str(bench.folder)}
+            self.training = _overruled(trained, given, own)
+            shared = {f.name for f in fields(DAFNetTrainingHparams)} - {"tokenizer_name"}
+            values = {
+                f.name: getattr(self.training, f.name)
+                for f in fields(DAFNetHyperParams)
+                if f.name in shared
+            }
+            self.hparams = DAFNetHyperParams(**values)
+            self.hparams.archive = str(self._archive())
+        else:
+            edited = DAFNetHyperParams.from_hparams(given.pop("hparams", "DAFNet/smollm2-135m"))
+            self.hparams = _overruled(edited, given, own | {"tokenizer_name": bench.model_name})
+
+    def _archive(self) -> Path:
+        return Path(self.bench.folder) / "models" / "DAFNet" / Path(self.bench.model_name).name
+
+    def _marker(self) -> Path:
+        return Path(self.bench.folder) / "trained.json"
+
+    def _is_trained(self) -> bool:
+        """Whether training has ended; its best network is written long before."""
+        return self._marker().is_file()
+
+    @property
+    def effective_settings(self) -> Mapping[str, Any]:
+        settings = asdict(self.hparams)
+        return settings | {"training": asdict(self.training)} if self.training else settings
+
+    def needs(self) -> list[Need]:
+        if self.training is None:
+            archive = Path(self.hparams.archive or "")
+            if (archive / "config.json").is_file():
+                return [Need("trained network", "ready", archive.name)]
+            return [Need("trained network", "missing", "name its folder as `archive`")]
+        if self._is_trained():
+            return [Need("trained network", "ready", "trained here")]
+        if not self.bench.train:
+            return [Need("training records", "missing", "name a file with --train")]
+        steps = self.training.max_iters
+        return [Need("trained network", "to prepare", f"trained here, {steps} steps")]
+
+    def prepare(self) -> None:
+        if self.training is None or self._is_trained():
+            return
+        records = [record.flat() for record in self.bench.train]
+        held_out = min(200, max(1, len(records) // 20))
+        trainer = DAFNetTrainer(
+            config=self.training, train_set=records[held_out:], val_set=records[:held_out]
+        )
+        trainer.run(resume=trainer.state_path.is_dir())
+        unfinished = self._marker().with_suffix(".part")
+        unfinished.write_text(json.dumps(asdict(self.training), indent=1) + "\n")
+        unfinished.replace(self._marker())
+
+    def edit(self, requests: Sequence[Request]) -> None:
+        self.model, _ = apply_dafnet_to_model(self.model, self.bench.tok, requests, self.hparams)
+
+    def state_bytes(self) -> int:
+        """The original weights and their changes, and what the networks keep of each edit."""
+        sequence = getattr(self.model, STATE, None)
+        if sequence is None:
+            return 0
+        return sequence.constant_bytes + sequence.count * sequence.bytes_per_edit
+
+    def stop(self) -> None:
+        if hasattr(self.model, STATE):
+            delattr(self.model, STATE)
+        super().stop()
+
+
+def _overruled(hparams: S, given: Mapping[str, Any], own: Mapping[str, Any]) -> S:
+    """The settings with those given and the benchmark's own in place of the file's."""
+    known = [f.name for f in fields(hparams)]
+    for name in given:
+        if name not in known:
+            raise SettingsError(f"DAFNet has no setting {name!r}; {nearest(name, known)}")
+    return replace(hparams, **{**given, **own})
