@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from easyedit_dafnet.bench import Workbench
+from easyedit_dafnet.bench.own_methods import DAFNet, Unedited
+from easyedit_dafnet.dafnet_hparams import SettingsError, shipped
+from tests.bench.conftest import RECORDS
+from tests.conftest import Subject
+
+REQUESTS = [record.request() for record in RECORDS]
+# A network small enough for a test, of the published form.
+TINY = {
+    "inner_params": ["model.layers.1.mlp.up_proj", "model.layers.1.mlp.down_proj"],
+    "layer_n": 1,
+    "inner_att_dim": 8,
+    "ffn_dim": 8,
+    "outer_att_dim": 8,
+    "outer_score_att_dim": 4,
+    "max_iters": 2,
+    "val_interval": 2,
+    "passages": None,
+}
+
+
+def test_the_unedited_model_stays_as_it_is(
+    workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    bench = workbench(tmp_path)
+    method = Unedited(bench, {})
+    model = bench.load_model()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    method.start(model)
+    method.edit(REQUESTS)
+    assert method.model is model
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_dafnet_edits_with_a_trained_network(
+    subjects: Callable[[str], Subject], workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    subject = subjects("llama")
+    settings = {**subject.hparams().__dict__, "hparams": "DAFNet/smollm2-135m"}
+    method = DAFNet(workbench(tmp_path), settings)
+    assert [need.state for need in method.needs()] == ["ready"]
+    model = subject.model()
+    weight = model.get_parameter(subject.edited[0].weight_name)
+    before = weight.clone()
+    method.start(model)
+    for request in REQUESTS[:3]:
+        method.edit([request])
+    assert not torch.equal(weight, before)
+    held = method.state_bytes()
+    method.edit(REQUESTS[3:4])
+    per_edit = method.state_bytes() - held
+    assert 0 < per_edit < held, "each edit is kept, beside the original weights"
+    method.stop()
+    with torch.no_grad():
+        weight.copy_(before)
+    method.start(model)
+    assert method.state_bytes() == 0, "a new stream starts with nothing"
+
+
+def test_dafnet_trains_a_network_of_its_own_once(
+    workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    settings = {"training": "TRAINING/DAFNet/smollm2-135m-published", **TINY}
+    bench = workbench(tmp_path)
+    method = DAFNet(bench, settings)
+    assert [need.state for need in method.needs()] == ["to prepare"]
+    method.prepare()
+    again = DAFNet(bench, settings)
+    assert [need.state for need in again.needs()] == ["ready"]
+    archive = Path(again.hparams.archive or "") / "model.safetensors"
+    written = archive.stat().st_mtime_ns
+    again.prepare()
+    assert archive.stat().st_mtime_ns == written, "it is not trained twice"
+    model = bench.load_model()
+    before = model.get_parameter("model.layers.1.mlp.up_proj.weight").clone()
+    again.start(model)
+    again.edit(REQUESTS)
+    assert not torch.equal(model.get_parameter("model.layers.1.mlp.up_proj.weight"), before)
+
+
+def test_training_that_was_interrupted_goes_on(
+    workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    bench = workbench(tmp_path)
+    settings = {"training": "TRAINING/DAFNet/smollm2-135m-published", **TINY}
+    method = DAFNet(bench, settings)
+    method.prepare()
+    (tmp_path / "trained.json").unlink()  # as if it had been stopped before its end was noted
+    longer = DAFNet(bench, {**settings, "max_iters": 4})
+    assert [need.state for need in longer.needs()] == ["to prepare"]
+    longer.prepare()
+    log = next(tmp_path.glob("logs/DAFNet/*.jsonl")).read_text().splitlines()
+    assert sum('"step": 1,' in line or '"step": 2,' in line for line in log) <= 2 * 2, (
+        "the first steps were not done again"
+    )
+    assert [need.state for need in longer.needs()] == ["ready"]
+
+
+def test_what_dafnet_lacks_is_named(workbench: Callable[[Path], Workbench], tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"no setting 'seq_len'"):
+        DAFNet(workbench(tmp_path), {"seq_len": 3})
+    (need,) = DAFNet(workbench(tmp_path), {"archive": str(tmp_path / "none")}).needs()
+    assert need.state == "missing"
+
+
+def test_the_published_settings_are_the_papers() -> None:
+    """Appendix of the paper and the released code: see DAFNetTrainingHparams."""
+    settings = (shipped("hparams") / "TRAINING/DAFNet/smollm2-135m-published.yaml").read_text()
+    for line in ("lr: 1e-6", "lr_lr: 1e-4", "edit_lr: 1e-4", "train_fusion: false", "layer_n: 2"):
+        assert f"\n{line}\n" in settings
