@@ -157,8 +157,8 @@ def encode_requests(tok: Any, requests: Iterable[Mapping[str, Any]], model: Any)
     return batch
 
 
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a .json (a list), .jsonl (one a line) or .csv (a header line) file.
+def load_records(path: str | Path) -> list[dict[str, Any]]:
+    """Records of a .json (a list), .jsonl (one a line) or .csv (a header line) file, of any keys.
 
     Raises RequestError naming the file when it is missing, damaged or of another kind.
     """
@@ -185,6 +185,15 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
                 f"{path}: record {i} has more cells than the header; put quotes around texts with "
                 "commas."
             )
+    return records
+
+
+def read_records(path: str | Path) -> list[dict[str, Any]]:
+    """Records of a file, each with a prompt and a target_new.
+
+    Raises RequestError naming the file and the first unusable record.
+    """
+    records = load_records(path)
     try:
         check_requests(records)
     except RequestError as error:
