@@ -66,7 +66,7 @@ class _Reached(Exception):
 
 
 @contextmanager
-def _at_targets(model: Any, targets: Tensor, stop: bool = False) -> Iterator[None]:
+def at_targets(model: Any, targets: Tensor, stop: bool = False) -> Iterator[None]:
     """The output embeddings see the hidden states at the targets ([n, length], bool) only.
 
     `stop` ends the pass there: _Reached holds the hidden states, [number of targets, d].
@@ -98,7 +98,7 @@ def target_logits(model: Any, batch: TokenBatch, parameters: Mapping[str, Tensor
 
     With the given parameters in place of the model's own. A plain pass with padding.
     """
-    with _at_targets(model, batch.targets):
+    with at_targets(model, batch.targets):
         return functional_call(
             model,
             dict(parameters),
@@ -273,7 +273,7 @@ class LanguageModel:
 
     def _final(self, pack: Sequence[Text]) -> Tensor:
         try:
-            with self._at(pack), _at_targets(self.model, _targets(pack), stop=True):
+            with self._at(pack), at_targets(self.model, _targets(pack), stop=True):
                 self._run(pack, {})
         except _Reached as reached:
             return reached.value
@@ -292,7 +292,7 @@ class LanguageModel:
         targets = _targets(texts)
         with ExitStack() as stack:
             stack.enter_context(self._at(texts))
-            stack.enter_context(_at_targets(self.model, targets))
+            stack.enter_context(at_targets(self.model, targets))
             if trim and self.trimmed is not None:
                 stack.enter_context(_trimming(self.trimmed, targets[0]))
             return self._run(texts, parameters or {})[0]
