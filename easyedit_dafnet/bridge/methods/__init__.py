@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
-from ...bench.method import Factory
+from collections.abc import Mapping
+
+from .host_method import HostMethod, alg_dict
+from .plain import FT, KN, ROME
+
+__all__ = ["HostMethod", "host_methods"]
+
+#: The methods that an adapter of their own is written for.
+WRITTEN: tuple[type[HostMethod], ...] = (FT, KN, ROME)
+_NEEDS_AN_API = "it edits a model behind an API, by a key of OpenAI's, and not one that runs here"
+#: Why the others of ALG_DICT cannot be part of the benchmark.
+REASONS: Mapping[str, str] = {"FT-Api": _NEEDS_AN_API, "DeepEdit-Api": _NEEDS_AN_API}
 
 
-def host_methods() -> dict[str, Factory]:
-    """Each method of the host's ALG_DICT that edits text."""
-    return {}
+def host_methods() -> dict[str, type[HostMethod]]:
+    """The methods of the host's ALG_DICT by name; see `HostMethod.unavailable` for each.
+
+    One that no adapter is written for runs with the settings file that it is given.
+    """
+    written = {method.name: method for method in WRITTEN}
+    ours = "DAFNet"  # in ALG_DICT once registered
+    return {name: written.get(name) or _plain(name) for name in alg_dict() if name != ours}
+
+
+def _plain(name: str) -> type[HostMethod]:
+    def unavailable(cls: type[HostMethod]) -> str | None:
+        return REASONS.get(name)
+
+    return type(name, (HostMethod,), {"name": name, "unavailable": classmethod(unavailable)})

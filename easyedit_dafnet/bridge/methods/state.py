@@ -1,4 +1,4 @@
-"""The state that EasyEdit's methods keep in their modules: saved, and put back between streams.
+"""What EasyEdit's methods leave behind, in their modules and on the model: undone between streams.
 
 Context templates, covariances, AlphaEdit's cache, the executors' "already initialised": all of it
 is in module-level names, or in attributes of the objects whose methods are in ALG_DICT.
@@ -7,27 +7,31 @@ is in module-level names, or in attributes of the objects whose methods are in A
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import copy
 from types import FunctionType, ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 
 class HostState:
     """A picture of the host's module-level state, to go back to.
 
-    Containers are copied one level deep: what the host puts in or takes out is undone, the tensors
-    themselves are shared.
+    Lists, dicts and sets are copied one level deep: what the host puts in or takes out is undone,
+    the tensors themselves are shared.
     """
 
-    def __init__(self, alg_dict: dict[str, Any]) -> None:
-        self._alg_dict = alg_dict
-        self._saved = {key: copy(value) for key, value in self._values()}
-        self._names = {id(owner): set(owner) for owner in self._owners()}
+    def __init__(self, alg_dict: Mapping[str, Any]) -> None:
+        self._alg_dict = dict(alg_dict)
+        self._saved = {
+            id(owner): {name: _own(value) for name, value in _values(owner)}
+            for owner in self._owners()
+        }
 
     def _owners(self) -> Iterator[dict[str, Any]]:
+        """The names of the host's modules of methods, and of the objects that edit."""
         for name, module in list(sys.modules.items()):
             if name.startswith("easyeditor.models."):
                 yield vars(module)
@@ -36,35 +40,49 @@ class HostState:
             if executor is not None:
                 yield vars(executor)
 
-    def _values(self) -> Iterator[tuple[tuple[int, str], Any]]:
-        for owner in self._owners():
-            for name, value in owner.items():
-                if not name.startswith("__") and not isinstance(
-                    value, (FunctionType, ModuleType, type)
-                ):
-                    yield (id(owner), name), value
-
     def put_back(self) -> None:
-        """Give every name the value it had, and remove names that are new."""
+        """Give every name the value that it had, and remove names that are new."""
         for owner in self._owners():
-            known = self._names.get(id(owner))
-            if known is None:  # a module imported since
+            saved = self._saved.get(id(owner))
+            if saved is None:  # a module imported since
                 continue
-            for name in set(owner) - known:
-                del owner[name]
-            for name in known:
-                if (id(owner), name) in self._saved:
-                    owner[name] = copy(self._saved[id(owner), name])
+            for name, _ in list(_values(owner)):
+                if name not in saved:
+                    del owner[name]
+            owner.update({name: _own(value) for name, value in saved.items()})
 
-    def tensor_bytes(self) -> int:
-        """Bytes of the tensors that the state holds now and did not hold in the picture."""
-        before = {t.data_ptr() for value in self._saved.values() for t in tensors_in(value)}
+    def tensor_bytes(self, names: frozenset[str]) -> int:
+        """Bytes of the tensors that these names hold now and did not hold in the picture."""
+        before = {
+            t.data_ptr()
+            for saved in self._saved.values()
+            for name in names & saved.keys()
+            for t in tensors_in(saved[name])
+        }
         now = {
             t.data_ptr(): t.numel() * t.element_size()
-            for _, value in self._values()
-            for t in tensors_in(value)
+            for owner in self._owners()
+            for name in names & owner.keys()
+            for t in tensors_in(owner[name])
         }
         return sum(size for pointer, size in now.items() if pointer not in before)
+
+
+class ModelState:
+    """How a model is set up beside its weights: what an edit may change and a stream must not."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._use_cache = getattr(model.config, "use_cache", None)
+        self._requires_grad = {n: p.requires_grad for n, p in model.named_parameters()}
+
+    def put_back(self) -> None:
+        """Back to what it was, in evaluation mode and without gradients."""
+        self.model.eval()
+        self.model.zero_grad(set_to_none=True)
+        self.model.config.use_cache = self._use_cache
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self._requires_grad.get(name, True))
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:
@@ -77,3 +95,18 @@ def tensors_in(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors_in(item)
+
+
+def module_bytes(model: nn.Module) -> int:
+    """Bytes of a model's parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+
+
+def _values(owner: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in owner.items():
+        if not name.startswith("__") and not isinstance(value, (FunctionType, ModuleType, type)):
+            yield name, value
+
+
+def _own(value: Any) -> Any:
+    return copy(value) if isinstance(value, (list, dict, set)) else value
