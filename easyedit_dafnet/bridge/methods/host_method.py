@@ -45,6 +45,9 @@ class HostMethod(Method):
     padding_side: ClassVar[Literal["left", "right"]] = "left"
     #: Whether the host's function looks at the first request of a call only.
     one_request_a_call: ClassVar[bool] = False
+    #: Whether the host looks up the output embeddings by name: a model that ties them to the input
+    #: embeddings has no parameter of that name, so it gets a copy for the stream.
+    reads_output_embeddings: ClassVar[bool] = False
     #: Names in the host's modules under which the method keeps something of its edits.
     carries: ClassVar[frozenset[str]] = frozenset()
     #: What whoever reads the scores must know of this host's form of the method.
@@ -114,6 +117,8 @@ class HostMethod(Method):
         super().start(model)
         clean_state().put_back()
         self._model_state = ModelState(model)
+        if self.reads_output_embeddings:
+            self._model_state.untie()
         self._bytes_at_start = module_bytes(model)
         # Context templates are sampled, and adapters begin at random.
         transformers.set_seed(self.bench.seed)

@@ -6,9 +6,8 @@ The same names in EasyEdit's git main are called in the same way.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from ...bench.method import Request
 from .host_method import HostMethod
 
 
@@ -16,33 +15,6 @@ class FT(HostMethod):
     """Fine-tuning of a few matrices (the baseline of arXiv 2012.00363)."""
 
     name = "FT"
-
-
-class SubjectMethod(HostMethod):
-    """A method that looks for the subject in the prompt, and pads on the right."""
-
-    padding_side: ClassVar = "right"
-
-    def as_asked(self, request: Request) -> dict[str, Any]:
-        """The request with the last mention of its subject marked.
-
-        The host would mark every mention, and then refuse a prompt with two. Raises ValueError when
-        there is none.
-        """
-        before, subject, after = request["prompt"].rpartition(request["subject"])
-        if not subject:
-            raise ValueError(
-                f"{self.name} edits at the subject, but the prompt {request['prompt']!r} does not "
-                f"contain the subject {request['subject']!r}."
-            )
-        return {**request, "prompt": f"{before}{{}}{after}"}
-
-
-class ROME(SubjectMethod):
-    """arXiv 2202.05262."""
-
-    name = "ROME"
-    one_request_a_call = True
 
 
 class KN(HostMethod):

@@ -76,8 +76,22 @@ class ModelState:
         self._use_cache = getattr(model.config, "use_cache", None)
         self._requires_grad = {n: p.requires_grad for n, p in model.named_parameters()}
 
+        self._untied = False
+
+    def untie(self) -> None:
+        """Give the model output embeddings of its own, equal to those that it shares."""
+        output = self.model.get_output_embeddings()
+        if output.weight is self.model.get_input_embeddings().weight:
+            output.weight = nn.Parameter(
+                output.weight.detach().clone(), output.weight.requires_grad
+            )
+            self._untied = True
+
     def put_back(self) -> None:
         """Back to what it was, in evaluation mode and without gradients."""
+        if self._untied:
+            self.model.get_output_embeddings().weight = self.model.get_input_embeddings().weight
+            self._untied = False
         self.model.eval()
         self.model.zero_grad(set_to_none=True)
         self.model.config.use_cache = self._use_cache

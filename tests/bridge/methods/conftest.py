@@ -52,6 +52,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "objective_optimization": "prompt_last",  # for EasyEdit's git main
     },
     "ROME": {**LOCATED, "layers": [1], "context_template_length_params": [[3, 5]]},
+    "MEMIT": {
+        **LOCATED,
+        "layers": [0, 1],
+        "layer_selection": "all",
+        "mom2_adjustment": True,
+        "mom2_update_weight": 0.1,
+    },
     "KN": {
         "lr_scale": 1.0,
         "n_toks": 10,
