@@ -19,29 +19,35 @@ class UnknownMethod(ValueError):
     """No method has this name; the message says which come close."""
 
 
-def _shipped() -> dict[str, Factory]:
-    from ..bridge.methods import host_methods
+def _shipped() -> tuple[dict[str, Factory], str]:
+    """Our methods and the host's; without a host ours alone, and why there is none."""
     from .breadth_first import BreadthFirst
     from .own_methods import DAFNet, Unedited
 
-    known: dict[str, Factory] = {Unedited.name: Unedited, **host_methods()}
-    return known | {BreadthFirst.name: BreadthFirst, DAFNet.name: DAFNet}
+    try:
+        from ..bridge.methods import host_methods
+
+        hosts, reason = host_methods(), ""
+    except ImportError as error:
+        hosts, reason = {}, f" {error}"
+    known: dict[str, Factory] = {Unedited.name: Unedited, **hosts}
+    return known | {BreadthFirst.name: BreadthFirst, DAFNet.name: DAFNet}, reason
 
 
 def method_names() -> list[str]:
     third = (point.name for point in entry_points(group=GROUP))
-    return list(dict.fromkeys([*_shipped(), *third, *REGISTERED]))
+    return list(dict.fromkeys([*_shipped()[0], *third, *REGISTERED]))
 
 
 def find_method(name: str) -> Factory:
-    """The factory of that name, the most special one first. Raises UnknownMethod."""
+    """The factory of that name, a third party's first. Raises UnknownMethod."""
     if name in REGISTERED:
         return REGISTERED[name]
     for point in entry_points(group=GROUP, name=name):
         return point.load()
-    shipped = _shipped()
+    shipped, reason = _shipped()
     if name not in shipped:
-        raise UnknownMethod(f"There is no method {name!r}; {nearest(name, method_names())}")
+        raise UnknownMethod(f"There is no method {name!r}; {nearest(name, method_names())}{reason}")
     return shipped[name]
 
 
