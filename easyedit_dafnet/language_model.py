@@ -158,7 +158,7 @@ class LanguageModel:
         self.device = next(model.parameters()).device
         # A CPU reads predictions faster than it computes them from the hidden states.
         self.largest_predictions = LARGEST_PREDICTIONS if self.device.type == "cpu" else 0
-        self.window = _window(model.config)
+        self.window = window(model.config)
         self.max_tokens = min(context_length(model) or MAX_TOKENS, MAX_TOKENS)
         self.blocks, self.first = _blocks(model, names)
         self.split = False
@@ -400,7 +400,7 @@ class LanguageModel:
             yield
 
 
-def _window(config: Any) -> float:
+def window(config: Any) -> float:
     """Tokens that the model's local attention, if it has any, looks back."""
     config = config.get_text_config()
     sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]

@@ -12,120 +12,23 @@ edit. Locality compares with what the unedited model says, whatever the truth is
 from __future__ import annotations
 
 import math
-import re
-import string
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
-
-from ..language_model import at_targets, inference_mode_of
-from ..records import context_length
+from .answers import begins, exact_match, first_word, token_f1
+from .passes import Asked, Passes, context
 from .records import EditRecord, Probe
 
 METRICS = ("reliability", "generality", "locality", "portability")
 SCORINGS = ("teacher_forced", "exact_match", "token_f1", "begins")
 
-# Tokens that share a pass; fewer leave processors idle, more only take memory.
-BATCH_TOKENS = {"cpu": 1024}
-BATCH_TOKENS_ON_ACCELERATORS = 16384
 PERPLEXITY_WINDOW = 256  # tokens
+LARGEST_EXPONENT = 700  # e to a little more is no float
 
 Number = float | None
 Row = Mapping[str, Any]
-
-
-# -- Generated texts ------------------------------------------------------------------------------
-
-_LINE_OR_SENTENCE = re.compile(r"\n|[.!?]+[\"'”’)\]]*(?=\s)|[。！？]")
-_AT_THE_END = re.compile(r"[.!?]+[\"'”’)\]]*\s*$")
-# A period after an initial or one of these does not end a sentence: "St. Louis", "J. K. Rowling".
-_ABBREVIATED = re.compile(r"(?:^|[\s(])(?:(?:[^\W\d_]\.)*[A-Z]|St|Mt|Ft|Dr|Mr|Mrs|Ms|Jr|Sr|No|vs)$")
-
-
-def natural_stop(text: str) -> int | None:
-    """Where a generated text stops for certain: a new line, or a sentence that ends before a space.
-
-    Leading white space is no text yet. None if it may go on.
-    """
-    start = len(text) - len(text.lstrip())
-    for match in _LINE_OR_SENTENCE.finditer(text, start):
-        if not (text[match.start()] == "." and _ABBREVIATED.search(text[start : match.start()])):
-            return match.start()
-    return None
-
-
-def said(text: str) -> str:
-    """A generated text up to its first stop, without white space around it."""
-    text = text[: natural_stop(text)].strip().rstrip("\N{REPLACEMENT CHARACTER}")
-    return _AT_THE_END.sub("", text).strip()
-
-
-class _AllHaveStopped(StoppingCriteria):
-    """Ends rows whose text has stopped, and with the last of them the batch."""
-
-    def __init__(self, tok: Any, prompt_length: int) -> None:
-        self.tok, self.prompt_length = tok, prompt_length
-        self.stopped: list[bool] = []
-
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        rows = input_ids[:, self.prompt_length :].tolist()
-        self.stopped = self.stopped or [False] * len(rows)
-        going = [i for i, stopped in enumerate(self.stopped) if not stopped]
-        texts = _decode(self.tok, [rows[i] for i in going])
-        for i, text in zip(going, texts, strict=True):
-            self.stopped[i] = natural_stop(text) is not None
-        return torch.tensor(self.stopped, device=input_ids.device)
-
-
-def _decode(tok: Any, rows: Sequence[Sequence[int]]) -> list[str]:
-    return tok.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-
-
-def normalise(text: str) -> str:
-    """Lower case, no ASCII punctuation, no articles, single spaces.
-
-    As the evaluation of SQuAD (arXiv 1606.05250) does, but articles stay where nothing else is.
-    """
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
-    without = " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-    return without or " ".join(text.split())
-
-
-def exact_match(text: str, answers: Iterable[str]) -> float:
-    return float(normalise(text) in {normalise(answer) for answer in answers})
-
-
-def token_f1(text: str, answers: Iterable[str]) -> float:
-    """Harmonic mean of the words' precision and recall, for the answer where it is highest."""
-    return max(_f1(normalise(text).split(), normalise(answer).split()) for answer in answers)
-
-
-def _f1(found: Sequence[str], wanted: Sequence[str]) -> float:
-    if not found or not wanted:
-        return float(found == wanted)
-    shared = (Counter(found) & Counter(wanted)).total()
-    return 2 * shared / (len(found) + len(wanted))
-
-
-def begins(text: str, answers: Iterable[str]) -> float:
-    """Whether the text opens with an answer that ends where a word does.
-
-    What a cloze prompt can be judged by, because a model goes on after the answer.
-    """
-    wanted = {normalise(answer) for answer in answers}
-    borders = [m.start() for m in re.finditer(r"[^\w-]|$", text)]
-    return float(any(normalise(text[:end]) in wanted for end in borders))
-
-
-def _first_word(text: str) -> str:
-    return " ".join(normalise(text).split()[:1])
 
 
 # -- What is asked and what comes of it -----------------------------------------------------------
@@ -195,7 +98,7 @@ class Scorer:
 
     def __init__(self, tok: Any, batch_tokens: int | None = None, max_new_tokens: int = 16) -> None:
         self.tok = tok
-        self.batch_tokens = batch_tokens
+        self._passes = Passes(tok, batch_tokens)
         self.max_new_tokens = max_new_tokens
 
     # ---- records --------------------------------------------------------------------------------
@@ -286,7 +189,6 @@ class Scorer:
 
     # ---- texts ----------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def teacher_forced(
         self, model: Any, asked: Sequence[tuple[str, str]], one_by_one: bool = False
     ) -> list[Forced]:
@@ -295,87 +197,38 @@ class Scorer:
         The text is prompt, space, answer, in the tokenizer's own tokens; its answer begins where
         the prompt's tokens, counted alone, end.
         """
-        if not asked:
-            return []
         unique = list(dict.fromkeys(asked))
-        texts = [f"{prompt} {answer}" for prompt, answer in unique]
-        encoded = self.tok([*texts, *(prompt for prompt, _ in unique)])["input_ids"]
-        lengths = [len(ids) for ids in encoded[len(unique) :]]
-        found: dict[tuple[str, str], Forced] = {}
-        limit = _context(model)
-        rows: list[tuple[int, list[int], int]] = []
-        for i, (ids, start) in enumerate(zip(encoded, lengths, strict=False)):
-            # The first token has nothing before it that could predict it.
-            cut = max(len(ids) - limit, 0)
-            start = max(start - cut, 1)
-            if start >= len(ids) - cut:
-                found[unique[i]] = Forced([], [])
-            else:
-                rows.append((i, ids[cut:], start))
-        rows.sort(key=lambda row: (len(row[1]), row[0]))
-        with inference_mode_of(model):
-            for batch in self._batches(model, rows, one_by_one, lambda row: len(row[1])):
-                ids, mask = _padded([row[1] for row in batch], "right")
-                targets = torch.zeros(ids.shape, dtype=torch.bool)
-                for target, (_, row_ids, start) in zip(targets, batch, strict=True):
-                    target[start - 1 : len(row_ids) - 1] = True
-                best = _logits_at(model, ids, mask, targets).argmax(-1).tolist()
-                for i, row_ids, start in batch:
-                    count = len(row_ids) - start
-                    found[unique[i]] = Forced(row_ids[start:], best[:count])
-                    del best[:count]
+        if not unique:
+            return []
+        prompts = [prompt for prompt, _ in unique]
+        encoded = self.tok([f"{prompt} {answer}" for prompt, answer in unique] + prompts)
+        wholes, alone = _halves(encoded["input_ids"])
+        # The first token has nothing before it that could predict it.
+        starts = [max(len(ids), 1) for ids in alone]
+        answers = [ids[start:] for ids, start in zip(wholes, starts, strict=True)]
+        # The last token predicts nothing that is asked.
+        texts = {
+            i: Asked(wholes[i][:-1], starts[i] - 1) for i, answer in enumerate(answers) if answer
+        }
+        best = self._passes.most_probable(model, list(texts.values()), one_by_one)
+        predicted = dict(zip(texts, best, strict=True))
+        found = {pair: Forced(answers[i], predicted.get(i, [])) for i, pair in enumerate(unique)}
         return [found[pair] for pair in asked]
 
-    @torch.no_grad()
     def generate(self, model: Any, prompts: Sequence[str], one_by_one: bool = False) -> list[str]:
         """What the model says after each prompt: greedy, until it stops of itself.
 
         It stops at an end token, a new line or the end of a sentence; the stop is left out.
         """
-        if not prompts:
-            return []
         unique = list(dict.fromkeys(prompts))
-        room = _context(model) - self.max_new_tokens
-        encoded = [ids[-room:] for ids in self.tok(unique)["input_ids"]]
-        rows = sorted(enumerate(encoded), key=lambda row: (len(row[1]), row[0]))
-        found: dict[str, str] = {}
-        with inference_mode_of(model):
-            for batch in self._batches(
-                model, rows, one_by_one, lambda row: len(row[1]) + self.max_new_tokens
-            ):
-                texts = self._generate(model, [ids for _, ids in batch])
-                found.update(zip((unique[i] for i, _ in batch), texts, strict=True))
+        if not unique:
+            return []
+        texts = self._passes.generate(
+            model, self.tok(unique)["input_ids"], self.max_new_tokens, one_by_one
+        )
+        found = dict(zip(unique, texts, strict=True))
         return [found[prompt] for prompt in prompts]
 
-    def _generate(self, model: Any, rows: Sequence[list[int]]) -> list[str]:
-        ids, mask = _padded(rows, "left")
-        device = next(model.parameters()).device
-        ends = _end_tokens(self.tok, model)
-        output = model.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=self.max_new_tokens,
-            # Greedy, whatever the model's own settings are.
-            do_sample=False,
-            num_beams=1,
-            repetition_penalty=1.0,
-            no_repeat_ngram_size=0,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=50,
-            eos_token_id=ends or None,
-            pad_token_id=ends[0] if ends else 0,
-            use_cache=True,
-            stopping_criteria=StoppingCriteriaList([_AllHaveStopped(self.tok, ids.shape[1])]),
-        )
-        new = output[:, ids.shape[1] :].tolist()
-        spoken = [
-            row[: next((t for t, token in enumerate(row) if token in ends), len(row))]
-            for row in new
-        ]
-        return [said(text) for text in _decode(self.tok, spoken)]
-
-    @torch.no_grad()
     def perplexity(self, model: Any, passages: Sequence[str]) -> tuple[float, int]:
         """Perplexity of plain text, exp of the mean over all tokens, and how many tokens those are.
 
@@ -383,100 +236,22 @@ class Scorer:
         it; a window's first token is not predicted. Infinite where a model is too broken for a
         float. Raises ValueError when there is nothing to predict.
         """
-        size = min(PERPLEXITY_WINDOW, _context(model))
-        windows = [
-            ids[start : start + size]
-            for ids in (self.tok(list(passages))["input_ids"] if passages else [])
-            for start in range(0, len(ids), size)
-        ]
-        windows = sorted((w for w in windows if len(w) > 1), key=len)
+        size = min(PERPLEXITY_WINDOW, context(model))
+        encoded = self.tok(list(passages))["input_ids"] if passages else []
+        windows = [ids[t : t + size] for ids in encoded for t in range(0, len(ids), size)]
+        windows = [window for window in windows if len(window) > 1]
         if not windows:
             raise ValueError("Perplexity needs a passage of at least two tokens; there is none.")
-        total, count = 0.0, 0
-        with inference_mode_of(model):
-            for batch in self._batches(model, windows, False, len):
-                ids, mask = _padded(batch, "right")
-                targets = mask[:, 1:].bool()
-                logits = _logits_at(model, ids, mask, F.pad(targets, (0, 1)))
-                wanted = ids[:, 1:][targets].to(logits.device)
-                total += F.cross_entropy(logits.float(), wanted, reduction="sum").item()
-                count += len(wanted)
+        total, count = self._passes.negative_log_likelihood(model, windows)
         mean = total / count
-        return (math.exp(mean) if mean < 700 else math.inf), count
-
-    def _batches(
-        self,
-        model: Any,
-        rows: Sequence[Any],
-        one_by_one: bool,
-        length: Callable[[Any], int],
-    ) -> Iterator[Sequence[Any]]:
-        """Rows, sorted by length, in groups of at most batch_tokens tokens with their padding."""
-        kind = next(model.parameters()).device.type
-        most = self.batch_tokens or BATCH_TOKENS.get(kind, BATCH_TOKENS_ON_ACCELERATORS)
-        start = 0
-        for end in range(1, len(rows) + 1):
-            more = end < len(rows) and (end + 1 - start) * length(rows[end]) <= most
-            if one_by_one or not more:
-                yield rows[start:end]
-                start = end
-
-
-# -- Models ---------------------------------------------------------------------------------------
-
-
-def _language_model(model: Any) -> Any:
-    """The transformers model in what a method returns."""
-    return next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)
-
-
-def _context(model: Any) -> int:
-    return context_length(_language_model(model)) or 2**30
-
-
-def _end_tokens(tok: Any, model: Any) -> list[int]:
-    """All tokens that end a text; chat models have several."""
-    config = getattr(_language_model(model), "generation_config", None)
-    own = getattr(config, "eos_token_id", None)
-    own = own if isinstance(own, list) else [own]
-    return [t for t in dict.fromkeys([tok.eos_token_id, *own]) if t is not None]
-
-
-def _padded(rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, [n, longest]; padded with 0, which the mask leaves out."""
-    longest = max(map(len, rows))
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        where = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
-        ids[i, where] = torch.tensor(row)
-        mask[i, where] = 1
-    return ids, mask
-
-
-def _logits_at(model: Any, ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
-    """Logits at the targets ([n, length], bool), row after row: [number of targets, vocabulary].
-
-    The vocabulary's product is computed there only, where the model is transformers' own.
-    """
-    device = next(model.parameters()).device
-    inputs = {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
-
-    def run() -> Tensor:
-        output = model(**inputs)
-        return output if isinstance(output, Tensor) else output.logits
-
-    plain = isinstance(model, PreTrainedModel) or hasattr(model, "peft_config")
-    if plain and model.get_output_embeddings() is not None:
-        with at_targets(model, targets):
-            logits = run()
-        if logits.shape[:2] == (1, int(targets.sum())):
-            return logits[0]
-    logits = run()
-    return logits[targets.to(logits.device)]
+        return (math.exp(mean) if mean < LARGEST_EXPONENT else math.inf), count
 
 
 # -- Records --------------------------------------------------------------------------------------
+
+
+def _halves(rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
+    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
 
 def _all(probes: Mapping[str, Sequence[Probe]]) -> list[Probe]:
@@ -519,7 +294,7 @@ def _values(question: _Question, forced: Forced | None, text: str) -> dict[str, 
     if before is not None:
         same = agreement(forced.predicted, before["tokens"]) if forced else None
         wanted = [before["text"]]
-        first = float(_first_word(text) == _first_word(before["text"]))
+        first = float(first_word(text) == first_word(before["text"]))
         return {
             "teacher_forced": same,
             "exact_match": exact_match(text, wanted),
