@@ -1,0 +1,179 @@
+"""EasyEdit's methods that learn to edit before they do: MEND."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, fields
+from functools import cached_property
+from typing import Any, ClassVar
+
+import transformers
+from packaging.version import Version
+from torch import Tensor
+
+from ...bench.method import Need, Request, Workbench
+from ...dafnet_hparams import SettingsError
+from ...records import IGNORE
+from ..host import host_info
+from .host_method import HostMethod, alg_dict
+from .training import (
+    Archive,
+    HostRecord,
+    fingerprint,
+    freeze,
+    in_turn,
+    model_identity,
+    train,
+    trainable,
+    without_hook_warnings,
+)
+
+
+class TrainedMethod(HostMethod):
+    """A method that EasyEdit's EditTrainer trains, here on the benchmark's training records.
+
+    The file `hparams` holds the settings for training, too, as EasyEdit's do; `max_iters` is the
+    number of steps. The host's archives are pickles: what is learnt is kept as safetensors in the
+    method's folder instead, and put into the host's executor by `load`.
+    """
+
+    training_class: ClassVar[str]
+    #: Settings that are the machine's or the log's, and decide nothing.
+    ASIDE: ClassVar[frozenset[str]] = frozenset(
+        {"model_name", "tokenizer_name", "device", "archive", "results_dir"}
+    )
+
+    def __init__(self, bench: Workbench, settings: Mapping[str, Any]) -> None:
+        super().__init__(bench, settings)
+        if not self.hparams.max_iters:
+            raise SettingsError(
+                f"{self.name} needs the setting 'max_iters': say how many steps to train."
+            )
+
+    def training_settings(self) -> Any:
+        kind = getattr(importlib.import_module("easyeditor"), self.training_class)
+        values = asdict(self.hparams) | {
+            "alg": self.name,
+            "tokenizer_name": self.bench.model_name,
+        }
+        return kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
+
+    @cached_property
+    def records(self) -> list[HostRecord]:
+        """The training records in the order of the steps."""
+        fit = trainable(self.bench.train)
+        count = self.hparams.max_iters * self.hparams.batch_size
+        return in_turn(fit, count, self.hparams.seed) if fit else []
+
+    @cached_property
+    def archive(self) -> Archive:
+        settings = asdict(self.training_settings())
+        decisive = {name: value for name, value in settings.items() if name not in self.ASIDE}
+        model = model_identity(self.bench.model_name)
+        return Archive(
+            self.bench.folder, fingerprint(host_info().kind, decisive, model, self.records)
+        )
+
+    def needs(self) -> list[Need]:
+        if not self.records:
+            return [
+                Need(
+                    "training records",
+                    "missing",
+                    "give training data whose records have a rephrase and a locality prompt",
+                )
+            ]
+        note = self.archive.note()
+        if self.archive.is_ready():
+            detail = f"{note['steps']} steps, trained in {note['seconds']:.0f} s"
+            return [Need("trained networks", "ready", detail)]
+        detail = f"{self.hparams.max_iters} training steps, {self.minutes} on one CPU thread"
+        if note:
+            detail += "; those in the folder are of other settings, data or another model"
+        return [Need("trained networks", "to prepare", detail)]
+
+    #: About how long training takes, with the shipped settings.
+    minutes: ClassVar[str]
+
+    def prepare(self) -> None:
+        if self.archive.is_ready():
+            return
+        began = time.perf_counter()
+        tensors = train(self.training_settings(), self.records, self.bench.tok)
+        note = {
+            "seconds": time.perf_counter() - began,
+            "steps": self.hparams.max_iters,
+            "records": len({record["case_id"] for record in self.records}),
+        }
+        self.archive.write(tensors, note)
+
+    def start(self, model: Any) -> None:
+        if not self.archive.is_ready():
+            raise RuntimeError(f"{self.name} is not trained yet: call prepare first.")
+        super().start(model)
+        self.executor = alg_dict()[self.name].__self__
+        self.load(model)
+
+    def load(self, model: Any) -> None:
+        """Put model and trained networks into the host's executor, as its init_model does."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        super().stop()
+        del self.executor
+
+
+class MEND(TrainedMethod):
+    """arXiv 2110.11309, on EasyEdit's form of it.
+
+    Its trainer asks the edited model the edit's own prompt where the paper asks a rephrase. The
+    release leaves the networks in training mode when editing, in which their statistics start
+    again with the first edit, and takes padding in a batch of edits for a label; neither is so
+    here.
+    """
+
+    name = "MEND"
+    training_class = "MENDTrainingHparams"
+    minutes = "about 10 minutes"
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        if host_info().kind == "release" and Version(transformers.__version__) >= Version("4.48"):
+            return (
+                "EasyEdit's release patches the model by `higher`, which fails with transformers "
+                f"{transformers.__version__}: use transformers below 4.48 or EasyEdit's git main"
+            )
+        return None
+
+    def load(self, model: Any) -> None:
+        freeze(model, self.hparams.inner_params)
+        kind = importlib.import_module("easyeditor.trainer").MEND
+        alg = kind(model, self.hparams, lambda: deepcopy(model))
+        alg.load_state_dict({**self.archive.read(), "model_config": model.config})
+        alg.to(self.bench.device).eval()
+        loss = alg.edit_loss_fn
+        padding = self.bench.tok.eos_token_id  # as `tokenizer` sets it
+
+        def loss_without_padding(config: Any, pred: Tensor, targ: Tensor, **kwargs: Any) -> Any:
+            return loss(config, pred, targ.masked_fill(targ == padding, IGNORE), **kwargs)
+
+        alg.edit_loss_fn = loss_without_padding
+        self.executor.model, self.executor.tokenizer = model, self.bench.tok
+        self.executor.alg, self.executor.is_init = alg, True
+
+    def edit(self, requests: Sequence[Request]) -> None:
+        with without_hook_warnings():
+            super().edit(requests)
+
+    def stop(self) -> None:
+        model = self.model
+        super().stop()
+        for handle in model.handles:
+            handle.remove()
+        del model.handles
+        for parameter in model.parameters():
+            for kept in ("__x__", "__delta__"):  # what the hooks have seen
+                vars(parameter).pop(kept, None)
