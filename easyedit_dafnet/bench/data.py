@@ -18,9 +18,10 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..facts import load_facts
 from ..records import RequestError, load_records
@@ -476,18 +477,21 @@ Reader = Callable[["Path | None"], Sequence[EditRecord]]
 ENTRY_POINTS = "easyedit_dafnet.data"
 
 
-def _facts(path: Path | None) -> list[EditRecord]:
-    """The embedded facts' part "demo", which no training sees."""
+def _facts(part: Literal["demo", "train"], path: Path | None) -> list[EditRecord]:
+    """A part of the embedded facts; the parts share no subject."""
     if path is not None:
-        raise RequestError(f"The data set 'facts' is embedded and reads no file {str(path)!r}.")
+        raise RequestError(f"The embedded facts are in the package and not in {str(path)!r}.")
     convert = _Flat(*_COUNTERFACT)
     return [
         EditRecord(id=str(record["case_id"]), **convert(record, Counter()))
-        for record in load_facts("demo")
+        for record in load_facts(part)
     ]
 
 
-_READERS: dict[str, Reader] = {"facts": _facts}
+_READERS: dict[str, Reader] = {
+    "facts": partial(_facts, "demo"),
+    "facts-train": partial(_facts, "train"),
+}
 
 
 def register_data(name: str, reader: Reader) -> None:

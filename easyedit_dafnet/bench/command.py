@@ -1,0 +1,181 @@
+"""The command `easyedit-dafnet bench`."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+from .cells import Cell, Estimates, RunFolder
+from .engines import Workers, run_on_slurm
+from .environment import command_line
+from .preflight import Preflight, quiet
+from .progress import Watch, expected
+from .suite import Run, Suite, SuiteError, read_suite_file, suite_file
+from .worker import Job
+
+#: Options that are the suite's settings of the same name.
+SETTINGS = {f.name for f in fields(Suite)}
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit status: 1 when cells failed."""
+    console = Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    folder = RunFolder(args.out.absolute())
+    if args.jobs < 1:
+        raise SuiteError(f"--jobs is {args.jobs}; it must be at least 1.")
+    cluster = dict(_pair("--slurm", entry) for entry in args.slurm)
+    selection = [_selection(entry) for entry in args.only]
+    suite = read_settings(args, folder)
+    transformers.logging.set_verbosity_error()
+    with quiet(folder):
+        preflight = Preflight.check(suite, folder)
+    for table in preflight.tables():
+        console.print(table)
+    mine = preflight.run(command_line())
+    with folder.lock("suite"):
+        older = Run.load(folder)
+        plan = mine.merge(older, folder.suite) if older else mine
+        if not mine.cells:
+            raise SuiteError("Nothing can run: the tables say what is missing.")
+        if not args.dry_run:
+            plan.save(folder)
+    cells = [c for c in mine.cells if not selection or any(fits(c, s) for s in selection)]
+    if not cells:
+        raise SuiteError(f"--only {' '.join(args.only)} fits none of the {len(mine.cells)} cells.")
+    console.print(plan_table(folder, suite, cells))
+    if args.dry_run:
+        return 0
+    if args.retry_failed:
+        for cell, result in folder.results(cells):
+            if result["status"] == "failed":
+                folder.result(cell).unlink()
+    for status in folder.workers.glob("*.json"):  # of workers that were killed
+        status.unlink()
+
+    job = Job(
+        folder=str(folder.path),
+        suite=suite.to_mapping(),
+        label="",
+        cells=cells,
+        deadline=time.time() + args.max_hours * 3600 if args.max_hours else None,
+        command=mine.command,
+    )
+    watch = Watch(folder, suite, cells, args.jobs, console)
+    try:
+        with stopping(), watch.showing():
+            if args.engine == "slurm":
+                run_on_slurm(job, args.jobs, cluster, watch.tick)
+            else:
+                Workers(job, args.jobs).run(watch.tick)
+            watch.tick(now=True)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped; to go on: easyedit-dafnet bench --out {args.out}"
+        ) from None
+    return summarise(watch, folder, cells, args.out, console)
+
+
+def summarise(
+    watch: Watch, folder: RunFolder, cells: Sequence[Cell], out: Path, console: Console
+) -> int:
+    done, failed = watch.counts()
+    left = len(cells) - done - failed
+    console.print(
+        f"{done} of {len(cells)} cells are done"
+        + (
+            f", {failed} failed (their files in {out}/cells say why; --retry-failed)"
+            if failed
+            else ""
+        )
+        + (f", {left} are left to others or to another run" if left else "")
+        + f". See them: easyedit-dafnet report {out}"
+    )
+    return 1 if failed else 0
+
+
+def read_settings(args: argparse.Namespace, folder: RunFolder) -> Suite:
+    """The suite's file, or what the folder was last asked for, overruled by the options."""
+    given = {
+        name: value for name, value in vars(args).items() if name in SETTINGS and value is not None
+    }
+    older = Run.load(folder)
+    base: Mapping[str, Any] = {}
+    if args.suite:
+        base = read_suite_file(suite_file(args.suite))
+    elif older:
+        base = older.asked
+    suite = Suite.read({**base, **given}).absolute(Path.cwd())
+    if not suite.methods:
+        raise SuiteError("Which methods? Name them with --methods, or a --suite.")
+    return suite
+
+
+# -- Options with an = ----------------------------------------------------------------------------
+
+
+def _pair(option: str, text: str) -> tuple[str, Any]:
+    name, mark, value = text.partition("=")
+    if not mark or not name or not value:
+        raise SuiteError(f"{option} {text!r} is not of the form KEY=VALUE.")
+    return name, int(value) if value.lstrip("-").isdigit() else value
+
+
+def _selection(text: str) -> dict[str, Any]:
+    chosen = dict(_pair("--only", part) for part in text.split(","))
+    known = {"data": "data", "method": "label", "num_edits": "num_edits", "stream": "stream"}
+    for name in chosen:
+        if name not in known:
+            raise SuiteError(f"--only {name}=...: choose by {', '.join(known)}.")
+    return {known[name]: value for name, value in chosen.items()}
+
+
+def fits(cell: Cell, selection: Mapping[str, Any]) -> bool:
+    return all(str(getattr(cell, name)) == str(value) for name, value in selection.items())
+
+
+# -- Plan -----------------------------------------------------------------------------------------
+
+
+def plan_table(folder: RunFolder, suite: Suite, cells: Sequence[Cell]) -> Table:
+    """Cells by method and length, and how long the open ones will take one after another."""
+    estimates = Estimates(folder, cells, suite.edits)
+    lengths = sorted({cell.num_edits for cell in cells})
+    table = Table("method", title="Cells: done/planned by number of edits", title_justify="left")
+    for length in lengths:
+        table.add_column(str(length), justify="right")
+    table.add_column("the open ones", justify="right")
+    for label in dict.fromkeys(cell.label for cell in cells):
+        mine = [cell for cell in cells if cell.label == label]
+        open_cells = set(folder.open_cells(mine))
+        row = []
+        for length in lengths:
+            these = [cell for cell in mine if cell.num_edits == length]
+            done = sum(cell not in open_cells for cell in these)
+            row.append(f"{done}/{len(these)}" if these else "")
+        table.add_row(label, *row, expected(open_cells, estimates))
+    return table
+
+
+@contextmanager
+def stopping() -> Iterator[None]:
+    """SIGTERM stops as Ctrl-C does."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,91 @@
+"""What the cells are made of: the records to edit and to train on, and plain text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from .data import DataSource, data_names, find_data, load_data
+from .records import EditRecord
+from .streams import usable
+from .suite import Suite, SuiteError
+from .text import moment_passages, perplexity_passages, text_name
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The records that every method can edit; dropped: how many others the source has."""
+
+    path: str  #: "" without a file
+    records: Sequence[EditRecord]
+    dropped: int
+
+    @classmethod
+    def find(cls, name: str, path: str, folders: Sequence[str]) -> DataSet:
+        """Read the set; without a path, look for it. Raises OSError, ValueError, ImportError."""
+        if not path and name not in data_names():
+            found = find_data(name, folders)
+            if found is None:
+                raise SuiteError(
+                    f"no file of it is in {', '.join(folders)}: name its folder with --data-dir, "
+                    f"or the file with --data {name}=FILE"
+                )
+            path = str(found.absolute())
+        kept, dropped = usable(DataSource(name, Path(path) if path else None).read())
+        return cls(path, kept, dropped)
+
+    @property
+    def most_edits(self) -> int:
+        """How many edits a stream can have; no two share subject and prompt."""
+        return len({(record.subject, record.prompt) for record in self.records})
+
+    def describe(self) -> dict[str, Any]:
+        """For suite.json."""
+        return {
+            "path": self.path,
+            "records": len(self.records) + self.dropped,
+            "usable": self.most_edits,
+            "digest": digest(self.records),
+        }
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Plain text: one part for the methods, one that only measures perplexity."""
+
+    name: str
+    methods: Sequence[str]
+    perplexity: Sequence[str]
+
+    @classmethod
+    def load(cls, suite: Suite) -> Passages:
+        path = suite.text or None
+        measured = perplexity_passages(path)[: suite.perplexity_passages]
+        return cls(text_name(path), moment_passages(path), measured)
+
+
+def digest(values: Sequence[Any]) -> str:
+    """Identifies records or passages, in their order."""
+    plain = [asdict(v) if isinstance(v, EditRecord) else v for v in values]
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def load_train(suite: Suite) -> list[EditRecord]:
+    return [record for source in suite.train for record in load_data(source)]
+
+
+def check_train(train: Sequence[EditRecord], sets: dict[str, DataSet]) -> None:
+    """Raises SuiteError when a record to train on is one that is evaluated."""
+    prompts = {record.prompt for record in train}
+    for name, data in sets.items():
+        shared = sum(record.prompt in prompts for record in data.records)
+        if shared:
+            raise SuiteError(
+                f"train: {shared} of the {len(data.records)} records of {name} have a prompt that "
+                "is trained on, too; give records that are not evaluated."
+            )

@@ -1,0 +1,117 @@
+"""What a run needs and whether it is there, before anything runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+
+from rich.table import Table
+
+from .cells import RunFolder
+from .materials import DataSet, Passages, check_train, digest, load_train
+from .method import Need
+from .registry import find_method, unavailable
+from .suite import Run, Suite
+from .unedited_model import fingerprint, model_path
+from .worker import workbench
+
+
+@dataclass
+class Preflight:
+    """needs: by method; sets: by name; reasons: why a method or a data set is left out."""
+
+    suite: Suite
+    common: Mapping[str, object]
+    needs: dict[str, list[Need]] = field(default_factory=dict)
+    sets: dict[str, DataSet] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def check(cls, suite: Suite, folder: RunFolder) -> Preflight:
+        """Look at everything; raises ValueError, OSError or ImportError where nothing can run."""
+        text, train = Passages.load(suite), load_train(suite)
+        common = {
+            "model": fingerprint(model_path(suite.model)),
+            "device": suite.device.split(":")[0],
+            "dtype": suite.dtype,
+            "seed": suite.seed,
+            "batch_size": suite.batch_size,
+            "single_edits": suite.single_edits,
+            "capability": list(suite.capability),
+            "text": text.name,
+            "perplexity_passages": suite.perplexity_passages,
+            "train": digest(train),
+        }
+        found = cls(suite, common)
+        for name, path in suite.data.items():
+            try:
+                found.sets[name] = DataSet.find(name, path, suite.data_dir)
+            except (OSError, ValueError, ImportError) as error:
+                found.reasons[name] = str(error)
+        check_train(train, found.sets)
+        for method in suite.methods:
+            factory = find_method(method.name)
+            if reason := unavailable(method.name):
+                found.reasons[method.label] = reason
+                continue
+            try:
+                bench = workbench(suite, folder, method.label, text, train)
+                needs = factory(bench, method.settings).needs()
+            except (OSError, ValueError, ImportError) as error:
+                found.reasons[method.label] = str(error)
+                continue
+            found.needs[method.label] = needs
+            missing = [f"{n.what}: {n.detail}" for n in needs if n.state == "missing"]
+            if missing:
+                found.reasons[method.label] = "; ".join(missing)
+        return found
+
+    def run(self, command: str) -> Run:
+        """What suite.json says of this command: all that is not left out."""
+        methods = [m for m in self.suite.methods if m.label not in self.reasons]
+        usable = {name: data.most_edits for name, data in self.sets.items()}
+        cells, too_long = replace(self.suite, methods=tuple(methods)).plan(usable)
+        return Run(
+            common=self.common,
+            data={name: data.describe() for name, data in self.sets.items()},
+            methods={m.label: {"name": m.name, "settings": dict(m.settings)} for m in methods},
+            cells=tuple(cells),
+            left_out=self.reasons | too_long,
+            asked=self.suite.to_mapping(),
+            command=command,
+        )
+
+    def tables(self) -> Iterator[Table]:
+        data = Table("data set", "records", "usable", "", title="Data", title_justify="left")
+        for name in self.suite.data:
+            if name in self.sets:
+                found = self.sets[name]
+                kept = len(found.records)
+                note = f"{found.dropped} whose prompt lacks the subject" if found.dropped else ""
+                data.add_row(name, str(kept + found.dropped), str(kept), note)
+            else:
+                data.add_row(name, "", "", f"left out: {self.reasons[name]}")
+        yield data
+        methods = Table("method", "needs", "", "", title="Methods", title_justify="left")
+        for method in self.suite.methods:
+            needs = self.needs.get(method.label)
+            if needs is None:
+                methods.add_row(method.label, "", "left out", self.reasons[method.label])
+            for i, need in enumerate(needs or ([Need("nothing", "ready")] if needs == [] else [])):
+                label = "" if i else method.label
+                state = "missing: left out" if need.state == "missing" else need.state
+                methods.add_row(label, need.what, state, need.detail)
+        yield methods
+
+
+@contextlib.contextmanager
+def quiet(folder: RunFolder) -> Iterator[None]:
+    """What methods and hosts print while they are looked at goes to a log."""
+    folder.logs.mkdir(parents=True, exist_ok=True)
+    with (
+        (folder.logs / "preflight.log").open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        yield

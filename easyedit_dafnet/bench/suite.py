@@ -1,0 +1,351 @@
+"""What a run of the benchmark is asked for, and the cells that follow from it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..dafnet_hparams import nearest, shipped
+from .cells import FORMAT, PROTOCOL, Cell, RunFolder, cell_from, read_json, write_json
+from .data import data_names
+
+_FILE_NAME = re.compile(r"[\w.+=-]+")
+
+
+class SuiteError(ValueError):
+    """The settings of a run are wrong; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """A method with its settings, under the label that the results carry.
+
+    num_edits, streams: instead of the suite's, so that slow methods get fewer.
+    """
+
+    name: str
+    label: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    num_edits: tuple[int, ...] | None = None
+    streams: Mapping[int, int] | int | None = None
+
+    @classmethod
+    def read(cls, entry: Any) -> MethodEntry:
+        if isinstance(entry, str):
+            entry = {"name": entry}
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+            raise SuiteError(
+                f"methods: {entry!r} is no method; give a name, or {{name: ROME, label: "
+                "ROME-15, settings: {v_num_grad_steps: 15}, num_edits: [1, 10]}."
+            )
+        _check_keys("methods", entry, cls)
+        label = str(entry.get("label", entry["name"]))
+        _check_name("methods", label)
+        settings = entry.get("settings", {})
+        if not isinstance(settings, Mapping):
+            raise SuiteError(f"methods: the settings of {label} are {settings!r}, not names.")
+        return cls(
+            entry["name"],
+            label,
+            dict(settings),
+            _numbers("num_edits", entry["num_edits"]) if "num_edits" in entry else None,
+            _streams(entry["streams"]) if "streams" in entry else None,
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value not in (None, {})}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The settings of a run, named as in the suites' files and on the command line.
+
+    model: folder, hub name, or "smollm2". data: files by the names that the results carry; without
+    a file it is a set that the benchmark knows, looked for in the folders of data_dir.
+    streams: a number for all lengths, or one for each; lengths not named get 1.
+    single_edits: records in a cell of N = 1. text: a file of plain text ("": the embedded one).
+    train: files or names of records for methods that are trained. perplexity_passages: how many
+    passages measure perplexity; 0 for none. capability: tasks of lm-evaluation-harness.
+    """
+
+    model: str = "smollm2"
+    data: Mapping[str, str] = field(default_factory=lambda: {"facts": ""})
+    data_dir: tuple[str, ...] = (".",)
+    methods: tuple[MethodEntry, ...] = ()
+    num_edits: tuple[int, ...] = (1, 10, 100, 1000)
+    streams: Mapping[int, int] | int = 3
+    batch_size: int = 1
+    single_edits: int = 25
+    seed: int = 0
+    text: str = ""
+    train: tuple[str, ...] = ()
+    perplexity_passages: int = 20
+    device: str = "cpu"
+    dtype: str = "float32"
+    capability: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Suite:
+        """From names and values as YAML gives them. Raises SuiteError."""
+        _check_keys("the suite", given, cls)
+        values: dict[str, Any] = {}
+        for name, value in given.items():
+            match name:
+                case "data":
+                    values[name] = _data(value)
+                case "methods":
+                    values[name] = _methods(value)
+                case "num_edits":
+                    values[name] = _numbers(name, value)
+                case "streams":
+                    values[name] = _streams(value)
+                case "batch_size" | "single_edits":
+                    values[name] = _number(name, value, 1)
+                case "seed" | "perplexity_passages":
+                    values[name] = _number(name, value, 0)
+                case "train" | "capability" | "data_dir":
+                    texts = [] if value is None else [value] if isinstance(value, str) else value
+                    values[name] = tuple(str(text) for text in texts)
+                case _:
+                    values[name] = "" if value is None else str(value)
+        if values.get("dtype", "float32") not in ("float32", "float16", "bfloat16"):
+            raise SuiteError(
+                f"dtype is {values['dtype']!r}; it must be float32, float16 or bfloat16."
+            )
+        return cls(**values)
+
+    def absolute(self, folder: Path) -> Suite:
+        """With absolute paths of files; relative ones are in the folder."""
+
+        def absolute(path: str) -> str:
+            return str((folder / Path(path).expanduser()).absolute()) if path else path
+
+        model = Path(self.model).expanduser()
+        return replace(
+            self,
+            model=str(model.absolute()) if model.is_dir() else self.model,
+            data={name: absolute(path) for name, path in self.data.items()},
+            data_dir=tuple(map(absolute, self.data_dir)),
+            text=absolute(self.text),
+            train=tuple(t if t in data_names() else absolute(t) for t in self.train),
+        )
+
+    def to_mapping(self) -> dict[str, Any]:
+        """What `read` makes the same suite of."""
+        return asdict(self) | {"methods": [method.to_mapping() for method in self.methods]}
+
+    def plan(self, usable: Mapping[str, int]) -> tuple[list[Cell], dict[str, str]]:
+        """The cells in the order in which they run, and why some streams cannot be drawn.
+
+        usable: records by data set; those not named are left out. Short streams come first, so
+        that every method has results early.
+        """
+        cells, too_long = [], {}
+        for method in self.methods:
+            for length in method.num_edits or self.num_edits:
+                streams = self.streams if method.streams is None else method.streams
+                count = streams if isinstance(streams, int) else streams.get(length, 1)
+                for name in self.data:
+                    if name not in usable:
+                        continue
+                    if length > usable[name]:
+                        too_long[f"{name}, {length} edits"] = (
+                            f"it has {usable[name]} usable records"
+                        )
+                        continue
+                    cells += [Cell(length, s, name, method.label) for s in range(count)]
+        order = {name: i for i, name in enumerate(self.data)}
+        rank = {method.label: i for i, method in enumerate(self.methods)}
+        cells.sort(key=lambda c: (c.num_edits, c.stream, order[c.data], rank[c.label]))
+        return cells, too_long
+
+    def edits(self, cell: Cell) -> int:
+        return self.single_edits if cell.num_edits == 1 else cell.num_edits
+
+
+# -- Reading --------------------------------------------------------------------------------------
+
+
+def suite_file(name_or_path: str) -> Path:
+    """A suite's file by path or by its shipped name."""
+    home = shipped("suites")
+    for candidate in (Path(name_or_path), home / f"{name_or_path}.yaml"):
+        if candidate.is_file():
+            return candidate
+    raise SuiteError(
+        f"There is no suite {name_or_path!r}: it is neither a file nor shipped; "
+        + nearest(name_or_path, [path.stem for path in home.glob("*.yaml")])
+    )
+
+
+def read_suite_file(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise SuiteError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise SuiteError(f"{path} must hold settings such as `methods: [FT, ROME]`.")
+    try:
+        Suite.read(content)
+    except SuiteError as error:
+        raise SuiteError(f"{path}: {error}") from None
+    return content
+
+
+def _check_keys(where: str, given: Mapping[str, Any], kind: type) -> None:
+    known = [f.name for f in fields(kind)]
+    for name in given:
+        if name not in known:
+            raise SuiteError(f"{where} has no setting {name!r}; {nearest(str(name), known)}")
+
+
+def _check_name(where: str, name: str) -> None:
+    if not _FILE_NAME.fullmatch(name) or name.startswith("."):
+        raise SuiteError(
+            f"{where}: {name!r} names files, so it may only have letters, digits and _ . + = -."
+        )
+
+
+def _number(name: str, value: Any, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise SuiteError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
+    return value
+
+
+def _numbers(name: str, value: Any) -> tuple[int, ...]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return tuple(sorted({_number(name, number, 1) for number in values}))
+
+
+def _streams(value: Any) -> Mapping[int, int] | int:
+    if isinstance(value, Mapping):
+        return {
+            # JSON's keys are texts.
+            _number("streams", int(n) if str(n).isdigit() else n, 1): _number("streams", count, 0)
+            for n, count in value.items()
+        }
+    return _number("streams", value, 1)
+
+
+def _data(value: Any) -> dict[str, str]:
+    if isinstance(value, Mapping):
+        sets = {str(name): str(path or "") for name, path in value.items()}
+    else:
+        sets = {}
+        for entry in [value] if isinstance(value, str) else value or []:
+            name, _, path = str(entry).partition("=")
+            if Path(str(entry)).is_file():
+                name, path = Path(entry).stem, str(entry)
+            if name in sets:
+                raise SuiteError(f"data: two sets are called {name!r}; name them: one={path}.")
+            sets[name] = path
+    for name in sets:
+        _check_name("data", name)
+    return sets
+
+
+def _methods(value: Any) -> tuple[MethodEntry, ...]:
+    entries = [MethodEntry.read(e) for e in ([value] if isinstance(value, str) else value or [])]
+    labels = [entry.label for entry in entries]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise SuiteError(f"methods: two are called {label!r}; give one another label.")
+    return tuple(entries)
+
+
+# -- The run's folder -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What suite.json holds: the plan of all commands on one folder, and what it rests on.
+
+    common: what results of one folder must have in common. data: by name, the source and what
+    identifies the records; methods: by label, name and settings. left_out: reasons by what is not
+    in the plan. asked: the last command's settings.
+    """
+
+    common: Mapping[str, Any]
+    data: Mapping[str, Mapping[str, Any]]
+    methods: Mapping[str, Mapping[str, Any]]
+    cells: tuple[Cell, ...]
+    left_out: Mapping[str, str]
+    asked: Mapping[str, Any]
+    command: str = ""
+
+    @classmethod
+    def load(cls, folder: RunFolder) -> Run | None:
+        """None when nothing has run in the folder. Raises SuiteError when it is another format."""
+        content = read_json(folder.suite)
+        if content is None:
+            return None
+        if (content.get("format"), content.get("protocol")) != (FORMAT, PROTOCOL):
+            raise SuiteError(
+                f"{folder.suite} is of format {content.get('format')}, protocol "
+                f"{content.get('protocol')!r}; this version writes format {FORMAT}, protocol "
+                f"{PROTOCOL!r}. Choose another --out."
+            )
+        parts = {f.name: content[f.name] for f in fields(cls)}
+        return cls(**parts | {"cells": tuple(map(cell_from, content["cells"]))})
+
+    def save(self, folder: RunFolder) -> None:
+        plan = [
+            {"data": c.data, "method": self.methods[c.label]["name"]} | asdict(c)
+            for c in self.cells
+        ]
+        content = {f.name: getattr(self, f.name) for f in fields(self)} | {"cells": plan}
+        write_json(folder.suite, {"format": FORMAT, "protocol": PROTOCOL, **content})
+
+    def merge(self, older: Run, path: Path) -> Run:
+        """The plan of both. Raises SuiteError when their results could not stand side by side."""
+        pairs: list[tuple[str, Any, Any]] = [
+            (name, older.common.get(name), value) for name, value in self.common.items()
+        ]
+        for kind, old, new in (
+            ("data set", older.data, self.data),
+            ("method", older.methods, self.methods),
+        ):
+            pairs += [
+                (f"{kind} {name}", _identity(old[name]), _identity(new[name]))
+                for name in new
+                if name in old
+            ]
+        for name, before, now in pairs:
+            if before != now:
+                raise SuiteError(
+                    f"{path} was made with another {name}: {_short(before)}, now {_short(now)}. "
+                    "Results of both cannot be in one folder: choose another --out."
+                )
+        methods = {**older.methods, **self.methods}
+        return replace(
+            self,
+            data={**older.data, **self.data},
+            methods=methods,
+            cells=tuple(_in_order([*older.cells, *self.cells], [*older.methods, *self.methods])),
+            left_out={
+                name: reason
+                for name, reason in {**older.left_out, **self.left_out}.items()
+                if name in self.left_out or name not in methods
+            },
+        )
+
+
+def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A data set may lie elsewhere today; its records tell."""
+    return {key: value for key, value in entry.items() if key != "path"}
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def _in_order(cells: Iterable[Cell], labels: Iterable[str]) -> list[Cell]:
+    rank = {label: i for i, label in enumerate(dict.fromkeys(labels))}
+    unique = dict.fromkeys(cells)
+    return sorted(unique, key=lambda c: (c.num_edits, c.stream, rank[c.label]))
