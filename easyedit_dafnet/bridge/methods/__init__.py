@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from .host_method import HostMethod, alg_dict
 from .located import MEMIT, ROME, LocatedMethod
 from .moments import SecondMoments
-from .plain import FT, KN
+from .plain import FT, KN, LoRA
 from .trained import MEND
 
 __all__ = ["HostMethod", "LocatedMethod", "SecondMoments", "host_methods"]
 
 #: The methods that an adapter of their own is written for.
-WRITTEN: tuple[type[HostMethod], ...] = (FT, ROME, MEMIT, KN, MEND)
+WRITTEN: tuple[type[HostMethod], ...] = (FT, LoRA, ROME, MEMIT, KN, MEND)
 _NEEDS_AN_API = "it edits a model behind an API, by a key of OpenAI's, and not one that runs here"
 #: Why the others of ALG_DICT cannot be part of the benchmark.
 REASONS: Mapping[str, str] = {"FT-Api": _NEEDS_AN_API, "DeepEdit-Api": _NEEDS_AN_API}

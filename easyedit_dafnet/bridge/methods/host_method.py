@@ -51,7 +51,7 @@ class HostMethod(Method):
     #: Names in the host's modules under which the method keeps something of its edits.
     carries: ClassVar[frozenset[str]] = frozenset()
     #: What whoever reads the scores must know of this host's form of the method.
-    note: ClassVar[str] = ""
+    note: str = ""
 
     def __init__(self, bench: Workbench, settings: Mapping[str, Any]) -> None:
         super().__init__(bench, settings)
@@ -116,9 +116,9 @@ class HostMethod(Method):
     def start(self, model: Any) -> None:
         super().start(model)
         clean_state().put_back()
-        self._model_state = ModelState(model)
+        self.model_state = ModelState(model)
         if self.reads_output_embeddings:
-            self._model_state.untie()
+            self.model_state.untie()
         self._bytes_at_start = module_bytes(model)
         # Context templates are sampled, and adapters begin at random.
         transformers.set_seed(self.bench.seed)
@@ -167,7 +167,7 @@ class HostMethod(Method):
 
     def stop(self) -> None:
         clean_state().put_back()
-        self._model_state.put_back()
+        self.model_state.put_back()
         super().stop()
 
 

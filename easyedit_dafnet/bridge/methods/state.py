@@ -74,6 +74,7 @@ class ModelState:
     def __init__(self, model: Any) -> None:
         self.model = model
         self._use_cache = getattr(model.config, "use_cache", None)
+        self._hooks = {module: set(module._forward_hooks) for module in model.modules()}
         self._requires_grad = {n: p.requires_grad for n, p in model.named_parameters()}
 
         self._untied = False
@@ -87,14 +88,21 @@ class ModelState:
             )
             self._untied = True
 
-    def put_back(self) -> None:
-        """Back to what it was, in evaluation mode and without gradients."""
-        if self._untied:
-            self.model.get_output_embeddings().weight = self.model.get_input_embeddings().weight
-            self._untied = False
+    def stop_training(self) -> None:
+        """Evaluation mode, without gradients, and generating as fast as before."""
         self.model.eval()
         self.model.zero_grad(set_to_none=True)
         self.model.config.use_cache = self._use_cache
+        for module, before in self._hooks.items():
+            for hook in module._forward_hooks.keys() - before:
+                del module._forward_hooks[hook]
+
+    def put_back(self) -> None:
+        """Back to what it was."""
+        self.stop_training()
+        if self._untied:
+            self.model.get_output_embeddings().weight = self.model.get_input_embeddings().weight
+            self._untied = False
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self._requires_grad.get(name, True))
 

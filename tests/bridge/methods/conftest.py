@@ -51,6 +51,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "norm_constraint": False,
         "objective_optimization": "prompt_last",  # for EasyEdit's git main
     },
+    "LoRA": {
+        "lora_type": "lora",  # for EasyEdit's git main
+        "layers": [],
+        "num_steps": 10,
+        "batch_size": 2,
+        "lr": 0.02,
+        "weight_decay": 0,
+        "kl_factor": 0,
+        "norm_constraint": False,
+        "rank": 4,
+        "lora_alpha": 32,
+        "lora_dropout": 0.1,
+        "target_modules": ["q_proj", "down_proj"],
+    },
     "ROME": {**LOCATED, "layers": [1], "context_template_length_params": [[3, 5]]},
     "MEMIT": {
         **LOCATED,
