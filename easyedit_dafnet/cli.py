@@ -44,6 +44,15 @@ example:
   # then: DAFNetHyperParams.from_hparams("imported/dafnet.yaml")
 """
 
+REPORT_EXAMPLES = """\
+examples:
+  # runs/quick/report/report.html, the same as Markdown and CSV, and a plot for a README
+  easyedit-dafnet report runs/quick
+
+  # two hosts side by side; a method that both have is shown with its host
+  easyedit-dafnet report runs/release runs/main --out both
+"""
+
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
@@ -121,6 +130,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add_options(bench)
     bench.set_defaults(run=run_bench)
+
+    report = command("report", "show what runs of the benchmark found", REPORT_EXAMPLES)
+    report.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="--out folder of a run")
+    report.add_argument("--out", type=Path, help="folder for the report (DIR/report of the first)")
+    report.add_argument("--edits", action="store_true", help="write each edit's scores, too")
+    report.set_defaults(run=run_report)
 
     info = command("info", "show the host, versions and devices, and what is missing")
     info.set_defaults(run=run_info)
@@ -238,12 +253,26 @@ def run_import(args: argparse.Namespace) -> None:
 
 
 def run_bench(args: argparse.Namespace) -> int:
-    for package in ("filelock", "rich"):
-        if importlib.util.find_spec(package) is None:
-            raise ImportError(f"bench needs {package}: pip install 'easyedit_dafnet[bench]'.")
+    check_extra("bench", "filelock", "rich")
     from .bench.command import run
 
     return run(args)
+
+
+def run_report(args: argparse.Namespace) -> None:
+    check_extra("report", "filelock", "jinja2")
+    from .bench.report import write_report
+
+    files, summary = write_report(args.runs, args.out or args.runs[0] / "report", args.edits)
+    for problem in summary.problems:
+        print(f"easyedit-dafnet: {problem}", file=sys.stderr)
+    print("\n".join(map(str, files)))
+
+
+def check_extra(extra: str, *packages: str) -> None:
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ImportError(f"{package} is missing: pip install 'easyedit_dafnet[{extra}]'.")
 
 
 def run_info(args: argparse.Namespace) -> None:
@@ -261,6 +290,7 @@ def run_info(args: argparse.Namespace) -> None:
         "smollm2": ["gguf"],
         "bench": ["filelock", "rich"],
         "slurm": ["submitit"],
+        "report": ["filelock", "jinja2"],
         "tensorboard": ["tensorboard"],
     }
     devices = ["cpu"]

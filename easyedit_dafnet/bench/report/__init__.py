@@ -1,0 +1,43 @@
+"""Tables, one HTML page and a plot from the folders that runs of the benchmark leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..cells import write_text
+from .markdown import to_markdown
+from .page import readme_plot, to_html
+from .summary import Summary, summarise
+from .tables import cells_csv, edits_csv
+
+__all__ = ["Summary", "summarise", "write_report"]
+
+
+def write_report(
+    folders: Sequence[Path], out: Path, edits: bool = False
+) -> tuple[list[Path], Summary]:
+    """Write report.md, report.html, cells.csv and reliability-locality.svg into `out`.
+
+    edits: write edits.csv, too. Each file appears as a whole or not at all.
+
+    Returns:
+        The files, and what they show; its `problems` name the results that could not be used.
+
+    Raises:
+        ValueError: a folder holds no results.
+    """
+    summary = summarise(folders)
+    contents = {
+        "report.md": to_markdown(summary),
+        "report.html": to_html(summary),
+        "cells.csv": cells_csv(summary),
+        "reliability-locality.svg": readme_plot(summary),
+        "edits.csv": edits_csv(summary) if edits else None,
+    }
+    written = []
+    for name, content in contents.items():
+        if content is not None:
+            write_text(out / name, content)
+            written.append(out / name)
+    return written, summary

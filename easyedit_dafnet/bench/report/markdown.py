@@ -1,0 +1,110 @@
+"""The report as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .notes import absent_notes, failure_notes, reading_notes, sanity_notes, setup
+from .results import ASPECTS, SCORINGS
+from .summary import Row, Summary
+from .wording import (
+    NOTHING,
+    bytes_text,
+    duration_text,
+    hours_text,
+    number_text,
+    score_text,
+)
+
+QUALITY = ("score", *ASPECTS)
+
+
+def to_markdown(summary: Summary) -> str:
+    """One table for each data set and scoring, one for the costs of each data set."""
+    parts = ["# Benchmark of editing methods", ""]
+    parts += [f"- {name}: {one_line(value)}" for name, value in setup(summary)]
+    for data in summary.data:
+        parts += ["", f"## {data}"]
+        for scoring in summary.scorings:
+            parts += ["", f"### {SCORINGS[scoring]}", ""]
+            parts += table(
+                ["method", "N", *QUALITY, "edits", "streams"],
+                [quality(row, scoring) for row in summary.of(data)],
+            )
+        parts += ["", "### Cost", ""]
+        parts += table(
+            [
+                "method",
+                "N",
+                "time per edit",
+                "peak memory",
+                "state per edit",
+                "perplexity",
+                "training",
+            ],
+            [costs(row) for row in summary.of(data)],
+        )
+    parts += ["", "## Notes", ""]
+    notes = [*sanity_notes(summary), *failure_notes(summary), *absent_notes(summary)]
+    notes += [*reading_notes(), *summary.problems]
+    parts += [f"- {one_line(note)}" for note in notes]
+    return "\n".join(parts) + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    cells = [header, rule, *([escaped(cell) for cell in row] for row in rows)]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def escaped(text: str) -> str:
+    return one_line(text).replace("|", "\\|").replace("<", "&lt;")
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def marked(row: Row) -> str:
+    return f"{row.label}{'†' if row.doubtful else ''}{'‡' if row.failures else ''}"
+
+
+def quality(row: Row, scoring: str) -> list[str]:
+    if row.status != "done":
+        said = "failed" if row.status == "failed" else f"not run, {hours_text(row.hours)}"
+        return [
+            marked(row),
+            f"{row.num_edits:,}",
+            said,
+            *[""] * (len(QUALITY) - 1),
+            "0",
+            streams(row),
+        ]
+    scores = [score_text(row.scores[scoring][aspect]) for aspect in QUALITY]
+    return [marked(row), f"{row.num_edits:,}", *scores, f"{row.edits:,}", streams(row)]
+
+
+def streams(row: Row) -> str:
+    """2, or 1 of 3 where some failed or were not run."""
+    done = len(row.cells)
+    return str(done) if done == row.planned else f"{done} of {row.planned}"
+
+
+def costs(row: Row) -> list[str]:
+    if row.status != "done":
+        return [*quality(row, "")[:3], *[""] * 4]
+    return [
+        marked(row),
+        f"{row.num_edits:,}",
+        duration_text(row.seconds_per_edit),
+        bytes_text(row.peak_memory_bytes),
+        bytes_text(row.state_bytes_per_edit),
+        perplexity_text(row),
+        duration_text(row.training_seconds) if row.training_seconds else NOTHING,
+    ]
+
+
+def perplexity_text(row: Row) -> str:
+    if row.perplexity is None:
+        return NOTHING
+    return " → ".join(number_text(value) for value in row.perplexity)

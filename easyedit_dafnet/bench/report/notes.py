@@ -1,0 +1,146 @@
+"""What a reader must know beside the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .bootstrap import RESAMPLES, SEED
+from .results import Run
+from .summary import Row, Summary
+from .wording import NOTHING, counted
+
+TIMES = ("started", "finished")
+PROTOCOL = (
+    "All N edits are applied one after another, then all N are scored. N = 1: single edits, each "
+    "on the unedited model."
+)
+
+
+def setup(summary: Summary) -> list[tuple[str, str]]:
+    """What was run, where and with which versions; where runs differ, all values."""
+    lines: dict[str, dict[str, None]] = {}
+
+    def add(name: str, value: Any) -> None:
+        if value not in (None, "", [], {}):
+            lines.setdefault(name.replace("_", " "), {}).setdefault(in_words(value))
+
+    for run in summary.runs:
+        add("protocol", run.suite.get("protocol"))
+        add("model", model_name(run))
+        for name, source in (run.suite.get("data") or {}).items():
+            add("data", data_words(name, source))
+        for name, value in (run.suite.get("common") or {}).items():
+            add("model's fingerprint" if name == "model" else name, value)
+        add("command", run.suite.get("command"))
+    bodies = [
+        cell.body
+        for run in summary.runs
+        for cell in (*run.cells.values(), *run.sanity_cells.values())
+    ]
+    for body in bodies:
+        add("protocol", body.get("protocol"))
+        for name, value in (body.get("environment") or {}).items():
+            add(name, value)
+    times = sorted(str(body[when]) for body in bodies for when in TIMES if body.get(when))
+    if times:
+        add("run between", f"{times[0]} and {times[-1]}")
+    return [(name, "; ".join(values)) for name, values in lines.items()]
+
+
+def model_name(run: Run) -> str:
+    return Path(str((run.suite.get("asked") or {}).get("model") or "")).name
+
+
+def data_words(name: str, source: Mapping[str, Any]) -> str:
+    """counterfact: counterfact-edit.json, 2,000 records, 1,990 of them usable, digest 0123abcd."""
+    parts = [Path(str(source["path"])).name] if source.get("path") else []
+    if "records" in source:
+        parts.append(counted(int(source["records"]), "record"))
+    if source.get("usable", source.get("records")) != source.get("records"):
+        parts.append(f"{int(source['usable']):,} of them usable")
+    parts += [f"digest {source['digest']}"] if source.get("digest") else []
+    return f"{name}: {', '.join(parts)}"
+
+
+def in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}: {in_words(inner)}" for name, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(f"({in_words(v)})" if isinstance(v, Mapping) else str(v) for v in value)
+    return str(value)
+
+
+def counts(rows: Iterable[Row]) -> str:
+    """12 cells done, 1 failed, 3 not run."""
+    rows = list(rows)
+    done = sum(len(row.cells) for row in rows)
+    failed = sum(len(row.failures) for row in rows)
+    missing = sum(len(row.not_run) for row in rows)
+    parts = [f"{counted(done, 'cell')} done"]
+    parts += [f"{failed:,} failed"] if failed else []
+    if missing:
+        hours = [row.hours for row in rows if row.not_run]
+        known = sum(h for h in hours if h is not None)
+        unknown = "more than " if None in hours else ""
+        parts.append(f"{missing:,} not run ({unknown}about {known:.2g} h)")
+    return ", ".join(parts)
+
+
+def sanity_notes(summary: Summary) -> list[str]:
+    """† for the methods whose single edits do not reach what their papers report."""
+    found = []
+    for label, sanity in summary.doubtful().items():
+        if sanity.error:
+            found.append(f"{label} (failed: {sanity.error})")
+            continue
+        parts = []
+        for name, wanted in sanity.expected.items():
+            value = sanity.found.get(name)
+            shown = NOTHING if value is None else f"{value:.2f}"
+            parts.append(f"{name} expected at least {wanted:.2f}, found {shown}")
+        found.append(f"{label} ({'; '.join(parts)})")
+    if not found:
+        return []
+    return [
+        "† Sanity cell not passed, so the numbers here are no fair picture of the method: "
+        + ", ".join(found)
+        + "."
+    ]
+
+
+def failure_notes(summary: Summary) -> list[str]:
+    """‡ for the failed cells, those of a row with the same error together."""
+    notes = []
+    for row in summary.rows:
+        streams: dict[str, list[str]] = {}
+        for cell in row.failures:
+            streams.setdefault(cell.error, []).append(str(cell.key.stream))
+        place = f"{row.label} on {row.data}, N = {row.num_edits:,}"
+        notes += [f"‡ {place}, stream {', '.join(s)}: {error}" for error, s in streams.items()]
+    return notes
+
+
+def absent_notes(summary: Summary) -> list[str]:
+    """What was asked for and is in no plan, and why."""
+    return [
+        f"Not run: {name}: {reason}"
+        for run in summary.runs
+        for name, reason in (run.suite.get("left_out") or {}).items()
+    ]
+
+
+def reading_notes() -> list[str]:
+    return [
+        PROTOCOL,
+        "The score is the harmonic mean of reliability, generality and locality. Locality compares "
+        "with what the unedited model says.",
+        "± is half the width of a 95 % bootstrap interval over the edits: streams are drawn with "
+        f"replacement, then the edits of each ({RESAMPLES:,} resamples, seed {SEED}, the same for "
+        "all methods). Where all edits score alike it is 0.00, which says nothing of other edits.",
+        "Streams that failed or were not run are left out of the means. The hours of cells that "
+        "were not run are estimated from the method's nearest cells.",
+        "State is what a method keeps for its edits beside the model's weights. Perplexity is that "
+        "of plain text before and after the edits.",
+    ]

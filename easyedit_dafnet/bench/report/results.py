@@ -1,0 +1,246 @@
+"""Read the folders that runs of the benchmark leave."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FORMAT = 1
+ASPECTS = ("reliability", "generality", "locality", "portability")
+#: What the results call the scorings, and what the report calls them.
+SCORINGS = {
+    "teacher_forced": "Teacher-forced",
+    "exact_match": "Generation: exact match",
+    "token_f1": "Generation: token F1",
+    "begins": "Generation: begins with the answer",
+}
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """Which cell: the data set, the method's label, the number of edits, the stream."""
+
+    data: str
+    label: str
+    num_edits: int
+    stream: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished or failed cell.
+
+    scores: by scoring and aspect, one number per edit in order; NaN where the record has no such
+    probe. kinds: by aspect, kind and scoring, alike. body: the file's content.
+    """
+
+    key: Key
+    method: str
+    failed: bool
+    edits: tuple[str, ...]
+    scores: Mapping[str, Mapping[str, Numbers]]
+    kinds: Mapping[str, Mapping[str, Mapping[str, Numbers]]]
+    body: Mapping[str, Any]
+
+    @property
+    def error(self) -> str:
+        """The type and the last line of what went wrong."""
+        return last_line(self.body.get("error"))
+
+    @property
+    def seconds_per_edit(self) -> float | None:
+        """None for failed cells."""
+        if self.failed or not self.edits:
+            return None
+        return float(self.body["seconds"]["edit"]) / len(self.edits)
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """Whether a method's single edits reach what its paper reports."""
+
+    passed: bool
+    expected: Mapping[str, float]
+    found: Mapping[str, float | None]
+    error: str = ""
+
+
+@dataclass
+class Run:
+    """One folder: what was planned, and what is there of it.
+
+    problems: a sentence for each file that could not be used.
+    """
+
+    folder: Path
+    host: str
+    suite: Mapping[str, Any]
+    planned: dict[Key, Mapping[str, Any]] = field(default_factory=dict)
+    cells: dict[Key, Cell] = field(default_factory=dict)
+    sanity: dict[str, Sanity] = field(default_factory=dict)
+    sanity_cells: dict[str, Cell] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def texts(self, key: Key) -> Iterator[dict[str, Any]]:
+        """Per record of the cell, in order; nothing where the run's texts are not at hand."""
+        path = self.folder / "texts" / key.data / key.label
+        path = path / f"n{key.num_edits}-s{key.stream}.jsonl"
+        if not path.is_file():
+            return
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    self.problems.append(f"{path}: line {number} is not JSON; left out.")
+                    return
+
+
+class Damaged(ValueError):
+    """A file that is not what its place in the folder says."""
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run's folder; files that cannot be read become `problems`.
+
+    Raises:
+        ValueError: the folder holds no results at all.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; name the --out folder of a benchmark run.")
+    run = Run(folder, host="", suite={})
+    suite = folder / "suite.json"
+    if suite.is_file():
+        try:
+            run.suite = read_json(suite)
+            for entry in run.suite.get("cells", []):
+                run.planned[read_key(entry)] = entry
+        except Damaged as problem:
+            run.problems.append(f"{suite}: {problem}; cells that were not run are unknown.")
+    else:
+        run.problems.append(f"{folder} has no suite.json; cells that were not run are unknown.")
+    for path in sorted(folder.glob("cells/*/*/*.json")):
+        try:
+            cell = read_cell(read_json(path))
+            run.cells[cell.key] = cell
+        except Damaged as problem:
+            run.problems.append(f"{path}: {problem}; left out.")
+    for path in sorted(folder.glob("sanity/*.json")):
+        try:
+            body = read_json(path)
+            # Sanity streams have a name instead of a number.
+            cell = read_cell({**body, "cell": {**(body.get("cell") or {}), "stream": -1}})
+            run.sanity[cell.key.label] = read_sanity(body, cell)
+            run.sanity_cells[cell.key.label] = cell
+        except Damaged as problem:
+            run.problems.append(f"{path}: {problem}; left out.")
+    if not run.cells and not run.planned and not run.sanity:
+        raise ValueError(
+            f"{folder} has no results that can be read; name the --out folder of a benchmark run. "
+            + " ".join(run.problems)
+        )
+    hosts = {host_name(cell.body) for cell in (*run.cells.values(), *run.sanity_cells.values())}
+    run.host = ", ".join(sorted(hosts - {""}))
+    return run
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise Damaged(f"is not JSON ({error})") from error
+    if not isinstance(body, dict):
+        raise Damaged("is not a JSON object")
+    if body.get("format") != FORMAT:
+        raise Damaged(f"has format {body.get('format')!r}, and this version reads {FORMAT}")
+    return body
+
+
+def read_key(entry: Any) -> Key:
+    try:
+        return Key(
+            str(entry["data"]),
+            str(entry["label"]),
+            int(entry["num_edits"]),
+            int(entry["stream"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged("names a cell without data, label, num_edits and stream") from error
+
+
+def read_cell(body: Mapping[str, Any]) -> Cell:
+    key = read_key(body.get("cell"))
+    if body.get("status") not in ("done", "failed"):
+        raise Damaged(f"has the status {body.get('status')!r} instead of done or failed")
+    failed = body["status"] == "failed"
+    edits = tuple(str(edit) for edit in body.get("edits") or ())
+    scores: dict[str, dict[str, Numbers]] = {}
+    kinds: dict[str, dict[str, dict[str, Numbers]]] = {}
+    if not failed:
+        if not isinstance(body.get("scores"), dict):
+            raise Damaged("is done and has no scores")
+        check_seconds(body)
+        for scoring in SCORINGS:
+            aspects = body["scores"].get(scoring) or {}
+            scores[scoring] = {
+                aspect: numbers(aspects.get(aspect), len(edits), f"{scoring} {aspect}")
+                for aspect in ASPECTS
+            }
+        for aspect, by_kind in (body.get("kinds") or {}).items():
+            kinds[aspect] = {
+                kind: {
+                    scoring: numbers(by_scoring.get(scoring), len(edits), f"{aspect} {kind}")
+                    for scoring in SCORINGS
+                }
+                for kind, by_scoring in by_kind.items()
+            }
+    method = str(body["cell"].get("method", key.label))
+    return Cell(key, method, failed, edits, scores, kinds, body)
+
+
+def check_seconds(body: Mapping[str, Any]) -> None:
+    seconds = body.get("seconds")
+    for name in ("edit", "score", "total"):
+        if not isinstance(seconds, dict) or not isinstance(seconds.get(name), int | float):
+            raise Damaged(f"is done and does not say its seconds to {name}")
+
+
+def numbers(values: Sequence[float | None] | None, count: int, what: str) -> Numbers:
+    """[count] float64, NaN for null; all NaN when the scoring has no such values."""
+    if values is None:
+        return np.full(count, np.nan)
+    try:
+        array = np.array([math.nan if v is None else float(v) for v in values])
+    except (TypeError, ValueError) as error:
+        raise Damaged(f"has a score that is no number ({what})") from error
+    if len(array) != count:
+        raise Damaged(f"has {len(array)} scores for {count} edits ({what})")
+    return array
+
+
+def read_sanity(body: Mapping[str, Any], cell: Cell) -> Sanity:
+    try:
+        sanity = body["sanity"]
+        return Sanity(bool(sanity["passed"]), sanity["expected"], sanity["found"], cell.error)
+    except (KeyError, TypeError) as error:
+        raise Damaged("lacks expected, found and passed of the sanity cell") from error
+
+
+def last_line(error: Mapping[str, Any] | None) -> str:
+    if not error:
+        return ""
+    lines = str(error.get("message") or "").strip().splitlines()
+    return ": ".join(filter(None, (str(error.get("type") or ""), lines[-1] if lines else "")))
+
+
+def host_name(body: Mapping[str, Any]) -> str:
+    return str((body.get("environment") or {}).get("host") or "")

@@ -1,0 +1,281 @@
+"""What one or several runs found, a row per data set, method and number of edits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..cells import Cell as PlannedCell
+from ..cells import Cost, Estimates, RunFolder
+from .bootstrap import Estimate, estimates
+from .results import ASPECTS, SCORINGS, Cell, Key, Numbers, Run, Sanity, read_run
+
+#: The score of a row is the harmonic mean of these.
+SCORED = ("reliability", "generality", "locality")
+#: A point of the retention curve is a mean over this part of the stream.
+WINDOW = 0.2
+POINTS = 25
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How well edits are kept: running mean of their reliability, in the order of editing.
+
+    first, last: of the edits that each mean is over, counted from 1.
+    """
+
+    first: npt.NDArray[np.int64]
+    last: npt.NDArray[np.int64]
+    values: Numbers
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method at one number of edits of one data set: the streams that are done, together.
+
+    scores: by scoring; by aspect and for `score`. kinds: by aspect, kind and scoring.
+    edits: scored ones, over all streams. hours: estimated for the streams that were not run.
+    retention: by scoring, for streams of at least two edits.
+    """
+
+    data: str
+    label: str
+    method: str
+    host: str
+    num_edits: int
+    cells: tuple[Cell, ...]
+    failures: tuple[Cell, ...]
+    not_run: tuple[int, ...]
+    hours: float | None
+    sanity: Sanity | None
+    run: Run
+    scores: Mapping[str, Mapping[str, Estimate | None]]
+    kinds: Mapping[str, Mapping[str, Mapping[str, Estimate | None]]]
+    retention: Mapping[str, Retention]
+
+    @property
+    def status(self) -> Literal["done", "failed", "not run"]:
+        if self.cells:
+            return "done"
+        return "failed" if self.failures else "not run"
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the method's sanity cell says that its numbers here are no fair picture."""
+        return self.sanity is not None and not self.sanity.passed
+
+    @property
+    def edits(self) -> int:
+        return sum(len(cell.edits) for cell in self.cells)
+
+    @property
+    def planned(self) -> int:
+        return len(self.cells) + len(self.failures) + len(self.not_run)
+
+    @property
+    def seconds_per_edit(self) -> float | None:
+        total = sum(float(cell.body["seconds"]["edit"]) for cell in self.cells)
+        return total / self.edits if self.edits else None
+
+    @property
+    def peak_memory_bytes(self) -> float | None:
+        """The highest of the streams'."""
+        return max(self._measured("peak_memory_bytes"), default=None)
+
+    @property
+    def state_bytes_per_edit(self) -> float | None:
+        known = self._measured("state_bytes")
+        return sum(known) / len(known) / self.num_edits if known else None
+
+    @property
+    def perplexity(self) -> tuple[float, float] | None:
+        """Before and after, geometric means over the streams."""
+        pairs = [c.body["perplexity"] for c in self.cells if c.body.get("perplexity")]
+        known = [(p["before"], p["after"]) for p in pairs if None not in (p["before"], p["after"])]
+        if not known:
+            return None
+        before, after = np.exp(np.log(np.array(known, dtype=float)).mean(0))
+        return float(before), float(after)
+
+    @property
+    def training_seconds(self) -> float | None:
+        prepared = [(c.body.get("prepared") or {}).get("seconds") for c in self.cells]
+        return max((float(s) for s in prepared if s is not None), default=None)
+
+    def _measured(self, name: str) -> list[float]:
+        return [float(c.body[name]) for c in self.cells if c.body.get(name) is not None]
+
+
+@dataclass
+class Summary:
+    """All rows in the order of the suites, and what must be known to read them."""
+
+    runs: list[Run]
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def data(self) -> list[str]:
+        return list(dict.fromkeys(row.data for row in self.rows))
+
+    @property
+    def labels(self) -> list[str]:
+        return list(dict.fromkeys(row.label for row in self.rows))
+
+    @property
+    def scorings(self) -> list[str]:
+        """Those for which there is a number."""
+        return [
+            name
+            for name in SCORINGS
+            if any(e for row in self.rows for e in row.scores.get(name, {}).values())
+        ]
+
+    @property
+    def problems(self) -> list[str]:
+        return [problem for run in self.runs for problem in run.problems]
+
+    def of(self, data: str, num_edits: int | None = None) -> list[Row]:
+        return [row for row in self.rows if row.data == data and num_edits in (None, row.num_edits)]
+
+    def lengths(self, data: str) -> list[int]:
+        return sorted({row.num_edits for row in self.of(data)})
+
+    def main_length(self, data: str) -> int:
+        """The largest number of edits that is done for nearly all methods."""
+        done = {
+            n: sum(row.status == "done" for row in self.of(data, n)) for n in self.lengths(data)
+        }
+        return max(n for n in done if done[n] >= 0.75 * max(done.values()))
+
+    def doubtful(self) -> dict[str, Sanity]:
+        return {row.label: row.sanity for row in self.rows if row.sanity and row.doubtful}
+
+
+def summarise(folders: Sequence[Path]) -> Summary:
+    """Read the runs' folders and bring their cells together.
+
+    A label that occurs in several runs is followed by the run's host, or by its folder's name where
+    the hosts are the same.
+    """
+    runs = [read_run(folder) for folder in folders]
+    summary = Summary(runs)
+    for run in runs:
+        expected = estimates_of(run)
+        keys = (*run.planned, *run.cells)
+        for place in dict.fromkeys((key.data, key.label, key.num_edits) for key in keys):
+            shown = shown_label(runs, run, place[1])
+            summary.rows.append(make_row(run, expected, *place, shown))
+    order = {name: i for i, name in enumerate(summary.data)}
+    summary.rows.sort(key=lambda row: (order[row.data], row.num_edits))
+    return summary
+
+
+def shown_label(runs: Sequence[Run], run: Run, label: str) -> str:
+    sharing = [r for r in runs if any(k.label == label for k in (*r.planned, *r.cells))]
+    if len(sharing) < 2:
+        return label
+    hosts = [r.host.removeprefix("EasyEdit ").split(" (")[0] for r in sharing]
+    for names in (hosts, [r.host for r in sharing], [r.folder.name for r in sharing]):
+        if len({*names}) == len(names):
+            return f"{label} ({names[sharing.index(run)]})"
+    return f"{label} ({run.folder})"
+
+
+def make_row(
+    run: Run, expected: Estimates, data: str, label: str, num_edits: int, shown: str
+) -> Row:
+    keys = sorted(
+        key
+        for key in {*run.planned, *run.cells}
+        if (key.data, key.label, key.num_edits) == (data, label, num_edits)
+    )
+    found = [run.cells[key] for key in keys if key in run.cells]
+    cells = tuple(cell for cell in found if not cell.failed)
+    missing = tuple(key.stream for key in keys if key not in run.cells)
+    method = found[0].method if found else str(run.planned[keys[0]].get("method", label))
+    seconds = [expected.seconds(planned_cell(key)) for key in keys if key not in run.cells]
+    return Row(
+        data=data,
+        label=shown,
+        method=method,
+        host=run.host,
+        num_edits=num_edits,
+        cells=cells,
+        failures=tuple(cell for cell in found if cell.failed),
+        not_run=missing,
+        hours=None if None in seconds else sum(s or 0.0 for s in seconds) / 3600,
+        sanity=run.sanity.get(label),
+        run=run,
+        scores={
+            scoring: estimates({a: [c.scores[scoring][a] for c in cells] for a in ASPECTS}, SCORED)
+            for scoring in SCORINGS
+            if cells
+        },
+        kinds=by_kind(cells),
+        retention={
+            scoring: retention([c.scores[scoring]["reliability"] for c in cells])
+            for scoring in SCORINGS
+            if cells and num_edits > 1
+        },
+    )
+
+
+def by_kind(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, Estimate | None]]]:
+    found: dict[str, dict[str, dict[str, Estimate | None]]] = {}
+    for aspect in dict.fromkeys(aspect for cell in cells for aspect in cell.kinds):
+        kinds = dict.fromkeys(kind for cell in cells for kind in cell.kinds.get(aspect, ()))
+        found[aspect] = {
+            kind: estimates(
+                {
+                    scoring: [
+                        cell.kinds.get(aspect, {}).get(kind, {}).get(scoring, none(cell))
+                        for cell in cells
+                    ]
+                    for scoring in SCORINGS
+                }
+            )
+            for kind in kinds
+        }
+    return found
+
+
+def mean_of(values: Numbers) -> float | None:
+    return None if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def none(cell: Cell) -> Numbers:
+    return np.full(len(cell.edits), np.nan)
+
+
+def retention(streams: Sequence[Numbers]) -> Retention:
+    """Means over the streams; [POINTS], or one a place of the window in a short stream."""
+    length = max(len(stream) for stream in streams)
+    size = max(1, round(WINDOW * length))
+    last_start = length - size
+    starts = np.unique(np.linspace(0, last_start, min(POINTS, last_start + 1)).round().astype(int))
+    windows = [np.concatenate([s[start : start + size] for s in streams]) for start in starts]
+    values = [np.nan if np.isnan(w).all() else float(np.nanmean(w)) for w in windows]
+    return Retention(starts + 1, starts + size, np.array(values))
+
+
+def estimates_of(run: Run) -> Estimates:
+    """Hours of the cells that were not run, from those that were."""
+    singles = int((run.suite.get("common") or {}).get("single_edits") or 25)
+    found = Estimates(
+        RunFolder(run.folder), [], lambda c: singles if c.num_edits == 1 else c.num_edits
+    )
+    for label, cell in run.sanity_cells.items():
+        if not cell.failed:
+            found.sanity[label] = Cost.of(cell.body)
+    for cell in run.cells.values():
+        found.add(planned_cell(cell.key), cell.body)
+    return found
+
+
+def planned_cell(key: Key) -> PlannedCell:
+    return PlannedCell(key.num_edits, key.stream, key.data, key.label)

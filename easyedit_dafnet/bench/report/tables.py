@@ -1,0 +1,97 @@
+"""The report as comma-separated values, for other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+
+import numpy as np
+
+from .bootstrap import harmonic_mean
+from .results import ASPECTS, SCORINGS, Cell, Numbers
+from .summary import SCORED, Summary, mean_of
+
+QUALITY = ("score", *ASPECTS)
+
+
+def cells_csv(summary: Summary) -> str:
+    """One row a cell, those not run included."""
+    columns = [f"{aspect}_{scoring}" for scoring in SCORINGS for aspect in QUALITY]
+    header = [
+        *("data", "label", "method", "host", "num_edits", "stream", "status", "error"),
+        *("sanity_passed", "edits"),
+        *columns,
+        *("seconds_per_edit", "peak_memory_bytes", "state_bytes", "perplexity_before"),
+        *("perplexity_after", "training_seconds", "estimated_hours", "started", "finished"),
+    ]
+    out = io.StringIO()
+    write = csv.DictWriter(out, header, restval="", lineterminator="\n")
+    write.writeheader()
+    for row in summary.rows:
+        common = {
+            "data": row.data,
+            "label": row.label,
+            "method": row.method,
+            "host": row.host,
+            "num_edits": row.num_edits,
+            "sanity_passed": "" if row.sanity is None else row.sanity.passed,
+        }
+        for cell in sorted((*row.cells, *row.failures), key=lambda cell: cell.key):
+            perplexity = cell.body.get("perplexity") or {}
+            write.writerow(
+                {
+                    **common,
+                    "stream": cell.key.stream,
+                    "status": "failed" if cell.failed else "done",
+                    "error": cell.error,
+                    "edits": len(cell.edits),
+                    **dict(zip(columns, cell_means(cell), strict=True)),
+                    "seconds_per_edit": blank(cell.seconds_per_edit),
+                    "peak_memory_bytes": blank(cell.body.get("peak_memory_bytes")),
+                    "state_bytes": blank(cell.body.get("state_bytes")),
+                    "perplexity_before": blank(perplexity.get("before")),
+                    "perplexity_after": blank(perplexity.get("after")),
+                    "training_seconds": blank((cell.body.get("prepared") or {}).get("seconds")),
+                    "started": blank(cell.body.get("started")),
+                    "finished": blank(cell.body.get("finished")),
+                }
+            )
+        for stream in row.not_run:
+            hours = "" if row.hours is None else row.hours / len(row.not_run)
+            write.writerow(
+                {**common, "stream": stream, "status": "not run", "estimated_hours": hours}
+            )
+    return out.getvalue()
+
+
+def cell_means(cell: Cell) -> Iterator[object]:
+    for scoring in SCORINGS:
+        aspects = cell.scores.get(scoring)
+        if aspects is None:
+            yield from [""] * len(QUALITY)
+            continue
+        means = {aspect: mean_of(values) for aspect, values in aspects.items()}
+        parts = [means[aspect] for aspect in SCORED]
+        score = None if None in parts else float(harmonic_mean([np.array(part) for part in parts]))
+        yield from (blank(value) for value in (score, *(means[a] for a in ASPECTS)))
+
+
+def edits_csv(summary: Summary) -> str:
+    """One row an edit of every finished cell, first edit first."""
+    columns = [f"{aspect}_{scoring}" for scoring in SCORINGS for aspect in ASPECTS]
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\n")
+    write.writerow(["data", "label", "num_edits", "stream", "position", "id", *columns])
+    for row in summary.rows:
+        for cell in row.cells:
+            values: list[Numbers] = [cell.scores[s][a] for s in SCORINGS for a in ASPECTS]
+            place = [row.data, row.label, row.num_edits, cell.key.stream]
+            for i, edit in enumerate(cell.edits):
+                numbers = ["" if v[i] != v[i] else v[i] for v in values]  # NaN differs from itself
+                write.writerow([*place, i + 1, edit, *numbers])
+    return out.getvalue()
+
+
+def blank(value: object) -> object:
+    return "" if value is None else value

@@ -1,0 +1,67 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+from .bootstrap import Estimate
+
+NOTHING = "–"
+
+
+def score_text(value: Estimate | None, interval: bool = True) -> str:
+    """0.91 ± 0.03: mean and half the width of its interval."""
+    if value is None:
+        return NOTHING
+    return f"{value.mean:.2f} ± {value.half:.2f}" if interval else f"{value.mean:.2f}"
+
+
+def interval_text(value: Estimate | None) -> str:
+    return "" if value is None else f"{value.mean:.3f} ({value.low:.3f} to {value.high:.3f})"
+
+
+def number_text(value: float | None) -> str:
+    """Three digits, no powers of ten below a million: 0.0123, 12.3, 4,560."""
+    if value is None:
+        return NOTHING
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "not a number"
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e6:
+        return f"{value:.2e}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}"
+
+
+def bytes_text(count: float | None) -> str:
+    """1.50 KB, 3.32 GB: powers of 1,000."""
+    if count is None:
+        return NOTHING
+    if count < 999.5:
+        return f"{count:.0f} B"
+    for unit, size in (("KB", 1e3), ("MB", 1e6)):
+        if count < 999.5 * size:
+            return f"{number_text(count / size)} {unit}"
+    return f"{number_text(count / 1e9)} GB"
+
+
+def duration_text(seconds: float | None) -> str:
+    """3.20 ms, 0.320 s, 12 min, 3.2 h."""
+    if seconds is None:
+        return NOTHING
+    if 0 < seconds < 0.0995:
+        return f"{number_text(1000 * seconds)} ms"
+    if seconds < 120:
+        return f"{number_text(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
+def hours_text(hours: float | None) -> str:
+    if hours is None:
+        return "time unknown"
+    return f"about {'0.01' if hours < 0.01 else f'{hours:.2g}' if hours < 10 else f'{hours:.0f}'} h"
+
+
+def counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

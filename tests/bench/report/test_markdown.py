@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from easyedit_dafnet.bench.report.markdown import to_markdown
+from easyedit_dafnet.bench.report.summary import Summary, summarise
+from easyedit_dafnet.bench.report.tables import cells_csv, edits_csv
+from tests.bench.report.runs import small_run
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    return summarise([small_run(tmp_path_factory.mktemp("runs") / "run")])
+
+
+def section(text: str, title: str) -> list[list[str]]:
+    """The cells of the table below a title, without the header's rule."""
+    lines = text.split(f"### {title}\n", 1)[1].split("\n#", 1)[0].splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    return [rows[0], *rows[2:]]
+
+
+def test_the_table_of_scores(summary: Summary) -> None:
+    header, *rows = section(to_markdown(summary), "Teacher-forced")
+    assert header[:7] == [
+        *("method", "N", "score", "reliability", "generality", "locality", "portability"),
+    ]
+    by_method = {(row[0], row[1]): row[2:] for row in rows}
+    shown = [value.split(" ± ")[0] for value in by_method["FT", "2"]]
+    assert shown == ["0.56", "0.75", "0.50", "0.50", "0.50", "4", "2"]
+    assert by_method["ROME†", "2"][4] == "–"
+    assert by_method["MEND‡", "2"][0] == "failed"
+    assert by_method["IKE", "2"][0] == "not run, about 0.01 h"
+    assert by_method["FT", "1,000"][0] == "not run, about 0.17 h"
+
+
+def test_the_table_of_costs(summary: Summary) -> None:
+    rows = section(to_markdown(summary), "Cost")
+    ft = next(row for row in rows if row[:2] == ["FT", "2"])
+    assert ft[2:] == ["0.500 s", "2.50 GB", "1.00 KB", "20.0 → 60.0", "10 min"]
+
+
+def test_notes_and_setup(summary: Summary) -> None:
+    text = to_markdown(summary)
+    assert "ROME (reliability expected at least 0.90, found 0.52)" in text
+    assert "‡ MEND on zsre, N = 2, stream 0: RuntimeError: out of memory | <b>" in text
+    assert "- Not run: KN: needs a package that is missing" in text
+    assert "- data: zsre: zsre.json, 5,000 records, 4,890 of them usable, digest 77aa" in text
+    assert "- model: SmolLM2-135M-Instruct\n" in text
+    assert "- torch: 2.13.0\n" in text
+    assert "- command: easyedit-dafnet bench --suite test.yaml --out run\n" in text
+
+
+def test_a_row_a_cell(summary: Summary) -> None:
+    rows = list(csv.DictReader(io.StringIO(cells_csv(summary))))
+    assert [row["status"] for row in rows].count("not run") == 3
+    first = rows[0]
+    assert (first["label"], first["stream"], first["status"]) == ("FT", "0", "done")
+    assert float(first["reliability_teacher_forced"]) == 1.0
+    assert float(first["score_teacher_forced"]) == pytest.approx(3 / (1 + 4 + 1 / 0.75))
+    assert first["portability_exact_match"] == "0.125"
+    (failed,) = (row for row in rows if row["status"] == "failed")
+    assert failed["error"] == "RuntimeError: out of memory | <b>"
+    (absent,) = (row for row in rows if row["label"] == "FT" and row["num_edits"] == "1000")
+    assert float(absent["estimated_hours"]) == pytest.approx(1 / 6)
+
+
+def test_a_row_an_edit(summary: Summary) -> None:
+    rows = list(csv.DictReader(io.StringIO(edits_csv(summary))))
+    assert len(rows) == 6
+    assert [row["reliability_teacher_forced"] for row in rows[:4]] == ["1.0", "1.0", "1.0", "0.0"]
+    assert [row["position"] for row in rows[:4]] == ["1", "2", "1", "2"]
+    assert rows[1]["portability_teacher_forced"] == ""
+
+
+def test_a_folder_of_committed_results_is_enough(tmp_path: Path) -> None:
+    """Without texts, sanity cells and the plan."""
+    run = small_run(tmp_path / "run")
+    (run / "suite.json").unlink()
+    for path in (run / "sanity").iterdir():
+        path.unlink()
+    text = to_markdown(summarise([run]))
+    assert "| FT | 2 | 0.56" in text
+    assert "†" not in text
+    assert "has no suite.json; cells that were not run are unknown." in text

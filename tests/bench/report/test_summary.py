@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from easyedit_dafnet.bench.report.summary import Row, Summary, retention, summarise
+from tests.bench.report.runs import lifelike_run, small_run
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
+    return summarise([small_run(tmp_path_factory.mktemp("runs") / "run")])
+
+
+def row(summary: Summary, label: str, num_edits: int = 2) -> Row:
+    (found,) = (r for r in summary.of("zsre", num_edits) if r.label == label)
+    return found
+
+
+def means(row: Row, scoring: str) -> dict[str, float | None]:
+    return {name: e.mean if e else None for name, e in row.scores[scoring].items()}
+
+
+def test_means_over_all_edits_of_both_streams(summary: Summary) -> None:
+    ft = row(summary, "FT")
+    assert means(ft, "teacher_forced") == pytest.approx(
+        {
+            "reliability": 0.75,
+            "generality": 0.5,
+            "locality": 0.5,
+            "portability": 0.5,
+            "score": 3 / (1 / 0.75 + 1 / 0.5 + 1 / 0.5),
+        }
+    )
+    assert means(ft, "exact_match")["reliability"] == 0.375
+    assert (ft.edits, ft.planned, ft.status) == (4, 2, "done")
+
+
+def test_costs(summary: Summary) -> None:
+    ft = row(summary, "FT")
+    assert ft.seconds_per_edit == pytest.approx(0.5)
+    assert ft.peak_memory_bytes == 2.5e9
+    assert ft.state_bytes_per_edit == 1000
+    assert ft.perplexity == pytest.approx((20.0, 60.0))  # the geometric mean of 40 and 90
+    assert ft.training_seconds == 600
+
+
+def test_no_portability_is_no_number(summary: Summary) -> None:
+    assert row(summary, "ROME").scores["teacher_forced"]["portability"] is None
+    assert means(row(summary, "ROME"), "teacher_forced")["score"] == pytest.approx(0.75)
+
+
+def test_failed_and_absent_cells(summary: Summary) -> None:
+    assert row(summary, "MEND").status == "failed"
+    ike = row(summary, "IKE")
+    assert ike.status == "not run"
+    assert ike.hours == pytest.approx(2 * 0.6 / 3600)  # from its sanity cell
+    assert row(summary, "FT", 1000).hours == pytest.approx(1000 * 0.6 / 3600)
+    assert row(summary, "ROME").doubtful
+    assert not row(summary, "FT").doubtful
+
+
+def test_the_main_length_is_the_largest_that_is_done(summary: Summary) -> None:
+    assert summary.lengths("zsre") == [2, 1000]
+    assert summary.main_length("zsre") == 2
+
+
+def test_labels_of_two_runs_carry_their_hosts(tmp_path: Path) -> None:
+    runs = [
+        lifelike_run(
+            tmp_path / "a", ["zsre"], ["FT", "ROME"], [10], host="EasyEdit release (0.0.1.dev0)"
+        ),
+        lifelike_run(
+            tmp_path / "b", ["zsre"], ["FT", "WISE"], [10], host="EasyEdit main (14cea82)"
+        ),
+    ]
+    assert summarise(runs).labels == ["FT (release)", "ROME", "FT (main)", "WISE"]
+    same = [
+        runs[0],
+        lifelike_run(tmp_path / "c", ["zsre"], ["FT"], [10], host="EasyEdit release (0.0.1.dev0)"),
+    ]
+    assert summarise(same).labels == ["FT (a)", "ROME", "FT (c)"]
+
+
+def test_retention_is_a_running_mean_in_the_order_of_editing() -> None:
+    kept = retention([np.arange(10.0), np.arange(10.0)])
+    assert list(kept.first) == list(range(1, 10))
+    assert list(kept.last - kept.first) == [1] * 9
+    np.testing.assert_allclose(kept.values, np.arange(9) + 0.5)
+    long = retention([np.concatenate([np.zeros(500), np.ones(500)])])
+    assert (long.first[0], long.last[-1]) == (1, 1000)
+    assert (long.values[0], long.values[-1]) == (0.0, 1.0)
+    assert math.isnan(retention([np.full(4, np.nan)]).values[0])
