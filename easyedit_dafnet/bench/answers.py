@@ -62,7 +62,7 @@ def begins(text: str, answers: Iterable[str]) -> float:
 
     What a cloze prompt can be judged by, because a model goes on after the answer.
     """
-    wanted = {normalise(answer) for answer in answers}
+    wanted = {normalise(answer) for answer in answers} - {""}
     borders = [m.start() for m in re.finditer(r"[^\w-]|$", text)]
     return float(any(normalise(text[:end]) in wanted for end in borders))
 

@@ -47,7 +47,6 @@ class Passes:
     def __init__(self, tok: Any, batch_tokens: int | None = None) -> None:
         self.tok = tok
         self.batch_tokens = batch_tokens
-        self._takes_trees: dict[type, bool] = {}
 
     # ---- most probable tokens -------------------------------------------------------------------
 
@@ -89,19 +88,15 @@ class Passes:
         return found
 
     def _trees_pay(self, model: Any, texts: Sequence[Asked]) -> bool:
-        """Whether texts share beginnings, on a CPU, in a model that takes trees."""
-        longest = max(len(t.ids) for t in texts)
-        if (
-            len(texts) == 1
-            or not is_plain(model)
-            or device_of(model).type != "cpu"
-            or longest > min(TREE_TOKENS, window(model.config))
-        ):
-            return False
-        kind = type(language_model(model))
-        if kind not in self._takes_trees:
-            self._takes_trees[kind] = _takes_trees(model)
-        return self._takes_trees[kind]
+        """Whether there is much to share, on a CPU, in a model that takes trees."""
+        lengths = [len(text.ids) for text in texts]
+        return (
+            device_of(model).type == "cpu"
+            and sum(lengths) > TREE_TOKENS
+            and is_plain(model)
+            and max(lengths) <= min(TREE_TOKENS, window(model.config))
+            and _takes_trees(model)
+        )
 
     # ---- generated texts ------------------------------------------------------------------------
 
@@ -111,7 +106,8 @@ class Passes:
     ) -> list[str]:
         """What the model says after each prompt: greedy, until it stops of itself.
 
-        It stops at an end token, a new line or the end of a sentence; the stop is left out.
+        It stops at an end token, a new line or the end of a sentence; the stop is left out. Shorter
+        prompts are padded on the left, which models without attention see: ask them one by one.
         """
         room = max(context(model) - max_new_tokens, 1)
         prompts = [ids[-room:] for ids in prompts]
@@ -275,16 +271,13 @@ def _takes_trees(model: Any) -> bool:
     """Whether a tree gives the logits of plain passes."""
     texts = [Asked(ids, 0) for ids in ([5, 6, 7, 8], [5, 6, 9], [10, 5])]
     tree = next(trees(texts, TREE_TOKENS))
-    plain = [
-        logits_at(model, torch.ones(1, len(t.ids)) > 0, input_ids=torch.tensor([t.ids]))
-        for t in texts
-    ]
+    ids, mask = padded([t.ids for t in texts], "right")
+    expected = logits_at(model, mask.bool(), input_ids=ids, attention_mask=mask).float()
     try:
         _, logits = tree.logits(model)
     except UNFIT:
         return False
     found = torch.cat([logits[tree.paths[i]] for i in range(len(texts))]).float()
-    expected = torch.cat(plain).float()
     error = (found - expected).norm() / (expected - expected.mean()).norm()
     return error.item() <= TOLERANCE.get(model.dtype, 1e-4)
 
