@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from .adapters import DEFER, GRACE, WISE
 from .host_method import HostMethod, alg_dict
 from .located import MEMIT, ROME, LocatedMethod
+from .located_main import EMMET, AlphaEdit
 from .moments import SecondMoments
 from .plain import FT, KN, LoRA
+from .running import UltraEdit
 from .trained import MEND
 
 __all__ = ["HostMethod", "LocatedMethod", "SecondMoments", "host_methods"]
 
 #: The methods that an adapter of their own is written for.
 WRITTEN: tuple[type[HostMethod], ...] = (FT, LoRA, ROME, MEMIT, KN, MEND)
+#: Those that only EasyEdit's git main has.
+WRITTEN_FOR_MAIN: tuple[type[HostMethod], ...] = (
+    *(AlphaEdit, EMMET),
+    UltraEdit,
+    *(GRACE, WISE, DEFER),
+)
 _NEEDS_AN_API = "it edits a model behind an API, by a key of OpenAI's, and not one that runs here"
 #: Why the others of ALG_DICT cannot be part of the benchmark.
 REASONS: Mapping[str, str] = {"FT-Api": _NEEDS_AN_API, "DeepEdit-Api": _NEEDS_AN_API}
@@ -24,7 +33,7 @@ def host_methods() -> dict[str, type[HostMethod]]:
 
     One that no adapter is written for runs with the settings file that it is given.
     """
-    written = {method.name: method for method in WRITTEN}
+    written = {method.name: method for method in (*WRITTEN, *WRITTEN_FOR_MAIN)}
     ours = "DAFNet"  # in ALG_DICT once registered
     return {name: written.get(name) or _plain(name) for name in alg_dict() if name != ours}
 

@@ -90,10 +90,15 @@ class HostMethod(Method):
         values = kind.construct_float_from_scientific_notation(
             {**yaml.safe_load(file.read_text(encoding="utf-8")), **given}
         )
+        values = self.settings_from(values)
         values |= {"model_name": self.bench.model_name, "device": self.bench.device}
         if missing := sorted(n for n, f in known.items() if n not in values and _required(f)):
             raise SettingsError(f"{file} lacks {self.name}'s setting {missing[0]!r}: add it.")
         return kind(**{name: values[name] for name in known if name in values})
+
+    def settings_from(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The settings by the names of the host's class, from those of the host's files."""
+        return values
 
     def default_hparams(self) -> Path:
         """The shipped file for the bench's model."""

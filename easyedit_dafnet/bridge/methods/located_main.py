@@ -1,0 +1,92 @@
+"""Methods of EasyEdit's git main that write at the subject, beside ROME and MEMIT."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from ...bench.method import Need, Request
+from .host_method import clean_state
+from .located import LocatedMethod
+
+
+class UnmarkedMethod(LocatedMethod):
+    """Wants the prompt as it is, and takes every mention of the subject for the place to write."""
+
+    def as_asked(self, request: Request) -> dict[str, Any]:
+        """The request with a subject that the prompt has once, and that ends as the given one.
+
+        The subject's last token, where the host writes, is that of the last mention.
+        """
+        super().as_asked(request)  # refuses a prompt without the subject
+        return {**request, "subject": single_mention(request["prompt"], request["subject"])}
+
+
+def single_mention(prompt: str, subject: str) -> str:
+    """The last mention of the subject with as many words before it as make it the only one."""
+    start, end = prompt.rindex(subject), prompt.rindex(subject) + len(subject)
+    while prompt.find(prompt[start:end]) < start:
+        start = prompt.rfind(" ", 0, max(start - 1, 0)) + 1
+    return prompt[start:end]
+
+
+class NullSpaceMethod(UnmarkedMethod):
+    """Writes into the directions that the inputs of plain text hardly have.
+
+    EasyEdit projects by a file of matrices, one a layer, which it would make on the first edit, and
+    write into the working folder. It is made before, by EasyEdit's own function.
+    """
+
+    reads_output_embeddings = True
+    carries = frozenset({"cache_c"})
+    host_module: ClassVar[str]
+
+    def load_hparams(self) -> Any:
+        hparams = super().load_hparams()
+        layers = "-".join(map(str, hparams.layers))
+        hparams.P_loc = str(
+            self.moments.folder
+            / f"null_space_{self.moments.dataset}_{hparams.mom2_n_samples}_{hparams.mom2_dtype}"
+            f"_{hparams.nullspace_threshold}_{layers}.pt"
+        )
+        return hparams
+
+    def needs(self) -> list[Need]:
+        what = "projection onto the null space of plain text's inputs"
+        if Path(self.hparams.P_loc).is_file():
+            return [*super().needs(), Need(what, "ready")]
+        return [*super().needs(), Need(what, "to prepare", "seconds a layer")]
+
+    def prepare(self) -> None:
+        super().prepare()
+        path = Path(self.hparams.P_loc)
+        if path.is_file():
+            return
+        host = importlib.import_module(self.host_module)
+        model = self.bench.load_model()
+        model.config._name_or_path = self.bench.model_name
+        hparams = self.hparams
+        tok = self.bench.tok
+        matrices = [host.get_project(model, tok, layer, hparams) for layer in hparams.layers]
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            torch.save(torch.stack(matrices), file)
+        Path(file.name).replace(path)
+        clean_state().put_back()
+
+
+class AlphaEdit(NullSpaceMethod):
+    """arXiv 2410.02355."""
+
+    name = "AlphaEdit"
+    host_module = "easyeditor.models.alphaedit.AlphaEdit_main"
+
+
+class EMMET(LocatedMethod):
+    """arXiv 2403.14236."""
+
+    name = "EMMET"
+    reads_output_embeddings = True
