@@ -45,6 +45,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 import easyedit_dafnet
+from easyedit_dafnet.bench.environment import cpu_name
 from easyedit_dafnet.bridge import host_info, load_easyeditor
 from easyedit_dafnet.facts import load_facts
 from easyedit_dafnet.smollm2 import DISPLAY_NAME, smollm2_path
@@ -261,13 +262,6 @@ def make_table(results: Sequence[Edited], length: int, caption: str) -> Table:
 def peak_memory_gib() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def environment() -> dict[str, Any]:

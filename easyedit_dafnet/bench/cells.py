@@ -109,7 +109,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=str) + "\n")
+    """One line for each of the content's names: the lists of numbers are long."""
+    lines = (
+        f" {json.dumps(name)}: {json.dumps(value, ensure_ascii=False, default=str)}"
+        for name, value in content.items()
+    )
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     suite = read_settings(args, folder)
     transformers.logging.set_verbosity_error()
     with quiet(folder):
-        preflight = Preflight.check(suite, folder)
+        preflight = Preflight.check(suite, folder, strict=args.methods is not None)
     for table in preflight.tables():
         console.print(table)
     mine = preflight.run(command_line())

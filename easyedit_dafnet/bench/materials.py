@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,21 @@ def digest(values: Sequence[Any]) -> str:
     return sha256(text.encode()).hexdigest()[:16]
 
 
-def load_train(suite: Suite) -> list[EditRecord]:
-    return [record for source in suite.train for record in load_data(source)]
+class TrainingRecords(Sequence[EditRecord]):
+    """The records to train on, read when first asked for: most methods never do."""
+
+    def __init__(self, suite: Suite) -> None:
+        self.sources = suite.train
+
+    @cached_property
+    def records(self) -> list[EditRecord]:
+        return [record for source in self.sources for record in load_data(source)]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.records[index]
 
 
 def check_train(train: Sequence[EditRecord], sets: dict[str, DataSet]) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from rich.table import Table
 
 from .cells import RunFolder
-from .materials import DataSet, Passages, check_train, digest, load_train
+from .materials import DataSet, Passages, TrainingRecords, check_train, digest
 from .method import Need
-from .registry import find_method, unavailable
+from .registry import UnknownMethod, find_method, unavailable
 from .suite import Run, Suite
 from .unedited_model import fingerprint, model_path
 from .worker import workbench
@@ -28,9 +28,12 @@ class Preflight:
     reasons: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def check(cls, suite: Suite, folder: RunFolder) -> Preflight:
-        """Look at everything; raises ValueError, OSError or ImportError where nothing can run."""
-        text, train = Passages.load(suite), load_train(suite)
+    def check(cls, suite: Suite, folder: RunFolder, strict: bool) -> Preflight:
+        """Look at everything; raises ValueError, OSError or ImportError where nothing can run.
+
+        strict: an unknown method is an error. The suites name methods that some hosts lack.
+        """
+        text, train = Passages.load(suite), TrainingRecords(suite)
         common = {
             "model": fingerprint(model_path(suite.model)),
             "device": suite.device.split(":")[0],
@@ -51,7 +54,13 @@ class Preflight:
                 found.reasons[name] = str(error)
         check_train(train, found.sets)
         for method in suite.methods:
-            factory = find_method(method.name)
+            try:
+                factory = find_method(method.name)
+            except UnknownMethod as error:
+                if strict:
+                    raise
+                found.reasons[method.label] = str(error)
+                continue
             if reason := unavailable(method.name):
                 found.reasons[method.label] = reason
                 continue

@@ -40,7 +40,7 @@ from .cells import (
     write_text,
 )
 from .environment import environment
-from .materials import DataSet, Passages, load_train
+from .materials import DataSet, Passages, TrainingRecords
 from .method import Method, Workbench
 from .protocol import Protocol, start_random_numbers
 from .records import EditRecord
@@ -148,7 +148,7 @@ class Worker:
         self.data: dict[str, DataSet] = {}
         self.text = Passages.load(self.suite)
         self.bench = workbench(
-            self.suite, self.folder, job.label, self.text, load_train(self.suite)
+            self.suite, self.folder, job.label, self.text, TrainingRecords(self.suite)
         )
         self.scorer = Scorer(self.bench.tok)
         self.environment = environment(self.suite.device) | {"command": job.command}

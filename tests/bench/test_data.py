@@ -566,7 +566,7 @@ def test_the_embedded_facts_need_no_file(tmp_path: Path) -> None:
     records = load_data("facts")
     assert len(records) > 500 and len({record.id for record in records}) == len(records)
     assert all(r.subject in r.prompt and r.rephrases and r.locality for r in records)
-    with pytest.raises(RequestError, match="'facts' is embedded"):
+    with pytest.raises(RequestError, match="embedded facts are in the package"):
         load_data(f"facts={write(tmp_path, [ZSRE])}")
 
 

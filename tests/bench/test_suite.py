@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from easyedit_dafnet.bench.cells import Cell, RunFolder
+from easyedit_dafnet.bench.suite import (
+    MethodEntry,
+    Run,
+    Suite,
+    SuiteError,
+    read_suite_file,
+    suite_file,
+)
+from easyedit_dafnet.dafnet_hparams import shipped
+
+SETTINGS: dict[str, Any] = {
+    "data": {"zsre": "zsre.json", "cf": "cf.json"},
+    "methods": [
+        "FT",
+        {"name": "ROME", "label": "ROME-5", "settings": {"steps": 5}, "num_edits": [1, 10]},
+    ],
+    "num_edits": [1, 10, 100],
+    "streams": {1: 1, 10: 2, 100: 1},
+}
+
+
+def run_of(suite: Suite, **changes: Any) -> Run:
+    cells, left_out = suite.plan(dict.fromkeys(suite.data, 50))
+    run = Run(
+        common={"seed": suite.seed, "batch_size": suite.batch_size},
+        data={name: {"path": path, "digest": name} for name, path in suite.data.items()},
+        methods={m.label: {"name": m.name, "settings": m.settings} for m in suite.methods},
+        cells=tuple(cells),
+        left_out=left_out,
+        asked=suite.to_mapping(),
+    )
+    return replace(run, **changes)
+
+
+def test_the_plan_has_short_streams_of_all_methods_first() -> None:
+    cells, left_out = Suite.read(SETTINGS).plan({"zsre": 60, "cf": 200})
+    assert [str(cell) for cell in cells] == [
+        "zsre/FT/n1-s0",
+        "zsre/ROME-5/n1-s0",
+        "cf/FT/n1-s0",
+        "cf/ROME-5/n1-s0",
+        "zsre/FT/n10-s0",
+        "zsre/ROME-5/n10-s0",
+        "cf/FT/n10-s0",
+        "cf/ROME-5/n10-s0",
+        "zsre/FT/n10-s1",
+        "zsre/ROME-5/n10-s1",
+        "cf/FT/n10-s1",
+        "cf/ROME-5/n10-s1",
+        "cf/FT/n100-s0",
+    ]
+    assert left_out == {"zsre, 100 edits": "it has 60 usable records"}
+
+
+def test_a_data_set_that_is_not_there_has_no_cells() -> None:
+    cells, _ = Suite.read(SETTINGS).plan({"cf": 200})
+    assert {cell.data for cell in cells} == {"cf"}
+
+
+def test_a_method_may_have_streams_of_its_own() -> None:
+    entry = {"name": "FT", "streams": {10: 3}, "num_edits": 10}
+    cells, _ = Suite.read({"methods": [entry], "data": ["facts"], "streams": 1}).plan({"facts": 20})
+    assert cells == [Cell(10, s, "facts", "FT") for s in range(3)]
+
+
+def test_a_suite_survives_json() -> None:
+    suite = Suite.read(SETTINGS)
+    assert Suite.read(json.loads(json.dumps(suite.to_mapping()))) == suite
+
+
+def test_data_is_named_by_the_user_or_by_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "cf-edit.json"
+    file.touch()
+    suite = Suite.read({"data": [str(file), "mine=a.json", "facts"]})
+    assert suite.data == {"cf-edit": str(file), "mine": "a.json", "facts": ""}
+    assert suite.absolute(tmp_path).data["mine"] == str(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_edit": [1]}, "the suite has no setting 'num_edit'; did you mean 'num_edits'?"),
+        ({"num_edits": [10, 0]}, "num_edits is 0; it must be a whole number of at least 1."),
+        ({"batch_size": "two"}, "batch_size is 'two'; it must be a whole number of at least 1."),
+        ({"streams": {"ten": 1}}, "streams is 'ten'"),
+        ({"dtype": "int8"}, "dtype is 'int8'; it must be float32, float16 or bfloat16."),
+        ({"methods": [{"label": "FT"}]}, "methods: {'label': 'FT'} is no method"),
+        ({"methods": [{"name": "FT", "step": 1}]}, "methods has no setting 'step'"),
+        ({"methods": ["FT", "FT"]}, "two are called 'FT'; give one another label."),
+        ({"methods": [{"name": "FT", "label": "a/b"}]}, "'a/b' names files"),
+        ({"methods": [{"name": "FT", "settings": 3}]}, "the settings of FT are 3"),
+        ({"data": ["a=1.json", "a=2.json"]}, "two sets are called 'a'"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SuiteError) as error:
+        Suite.read(settings)
+    assert message in str(error.value)
+
+
+def test_the_shipped_suites_can_be_read() -> None:
+    names = sorted(path.stem for path in shipped("suites").glob("*.yaml"))
+    assert names == ["full", "paper", "quick"]
+    for name in names:
+        suite = Suite.read(read_suite_file(suite_file(name)))
+        assert suite.methods and suite.data
+
+
+def test_an_unknown_or_broken_suite_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match=r"no suite 'quik'.*did you mean 'quick'"):
+        suite_file("quik")
+    file = tmp_path / "own.yaml"
+    file.write_text("methods: [")
+    with pytest.raises(SuiteError, match=r"own\.yaml is not valid YAML"):
+        read_suite_file(file)
+    file.write_text("seed: none")
+    with pytest.raises(SuiteError, match=r"own\.yaml: seed is 'none'"):
+        read_suite_file(file)
+
+
+def test_suite_json_keeps_the_plan(tmp_path: Path) -> None:
+    folder, run = RunFolder(tmp_path), run_of(Suite.read(SETTINGS))
+    assert Run.load(folder) is None
+    run.save(folder)
+    loaded = Run.load(folder)
+    assert loaded is not None and loaded.cells == run.cells and loaded.common == run.common
+    assert Suite.read(loaded.asked) == Suite.read(SETTINGS)
+    folder.suite.write_text('{"format": 1, "protocol": "score-at-once/0"}')
+    with pytest.raises(SuiteError, match="protocol 'score-at-once/0'"):
+        Run.load(folder)
+
+
+def test_the_plan_grows(tmp_path: Path) -> None:
+    older = run_of(Suite.read(SETTINGS), left_out={"MEND": "no archive", "PMET": "no text"})
+    more = Suite.read({**SETTINGS, "methods": ["MEND"], "data": ["cf=moved.json"], "streams": 3})
+    both = run_of(more).merge(older, tmp_path / "suite.json")
+    assert set(both.cells) == {*older.cells, *run_of(more).cells}
+    assert list(both.methods) == ["FT", "ROME-5", "MEND"]
+    assert both.data["cf"]["path"] == "moved.json"
+    assert "PMET" in both.left_out and "MEND" not in both.left_out
+    lengths = [cell.num_edits for cell in both.cells]
+    assert lengths == sorted(lengths)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"common": {"seed": 0, "batch_size": 2}}, "another batch_size: 1, now 2"),
+        ({"data": {"cf": {"digest": "other"}}}, "another data set cf"),
+        ({"methods": {"FT": {"name": "FT", "settings": {"lr": 1}}}}, "another method FT"),
+    ],
+)
+def test_results_that_could_not_be_compared_are_refused(changes: dict[str, Any], what: str) -> None:
+    older = run_of(Suite.read(SETTINGS))
+    with pytest.raises(SuiteError) as error:
+        replace(older, **changes).merge(older, Path("runs/suite.json"))
+    assert what in str(error.value) and "choose another --out" in str(error.value)
+
+
+def test_a_method_entry_is_written_as_it_was_read() -> None:
+    given = {"name": "FT", "label": "FT-1", "streams": 2}
+    assert MethodEntry.read(given).to_mapping() == given
