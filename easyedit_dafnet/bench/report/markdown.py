@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .notes import absent_notes, failure_notes, reading_notes, sanity_notes, setup
+from .notes import absent_notes, failure_notes, left_out_notes, reading_notes, sanity_notes, setup
 from .results import ASPECTS, SCORINGS
 from .summary import Row, Summary
 from .wording import (
@@ -40,12 +40,13 @@ def to_markdown(summary: Summary) -> str:
                 "peak memory",
                 "state per edit",
                 "perplexity",
-                "training",
+                "preparation",
             ],
             [costs(row) for row in summary.of(data)],
         )
     parts += ["", "## Notes", ""]
     notes = [*sanity_notes(summary), *failure_notes(summary), *absent_notes(summary)]
+    notes += left_out_notes(summary)
     notes += [*reading_notes(), *summary.problems]
     parts += [f"- {one_line(note)}" for note in notes]
     return "\n".join(parts) + "\n"
@@ -100,7 +101,7 @@ def costs(row: Row) -> list[str]:
         bytes_text(row.peak_memory_bytes),
         bytes_text(row.state_bytes_per_edit),
         perplexity_text(row),
-        duration_text(row.training_seconds) if row.training_seconds else NOTHING,
+        duration_text(row.preparation_seconds),
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .bootstrap import RESAMPLES, SEED
-from .results import Run
+from .results import ASPECTS, Run
 from .summary import Row, Summary
 from .wording import NOTHING, counted
 
@@ -41,6 +41,7 @@ def setup(summary: Summary) -> list[tuple[str, str]]:
     ]
     for body in bodies:
         add("protocol", body.get("protocol"))
+        add("peak memory", body.get("peak_memory_kind"))
         for name, value in (body.get("environment") or {}).items():
             add(name, value)
     times = sorted(str(body[when]) for body in bodies for when in TIMES if body.get(when))
@@ -131,6 +132,23 @@ def absent_notes(summary: Summary) -> list[str]:
     ]
 
 
+def left_out_notes(summary: Summary) -> list[str]:
+    """How many probes were not asked; their conditions depend on the unedited model alone."""
+    notes = []
+    for data in summary.data:
+        for num_edits in summary.lengths(data):
+            row = max(summary.of(data, num_edits), key=lambda row: len(row.cells))
+            counts = [cell.body.get("probes_left_out") or {} for cell in row.cells]
+            sums = {aspect: sum(c.get(aspect, 0) for c in counts) for aspect in ASPECTS}
+            parts = [f"{count:,} of {aspect}" for aspect, count in sums.items() if count]
+            if parts:
+                notes.append(
+                    "Probes left out, because the unedited model does not know what they "
+                    f"presuppose, on {data}, N = {num_edits:,}: {', '.join(parts)}"
+                )
+    return notes
+
+
 def reading_notes() -> list[str]:
     return [
         PROTOCOL,
@@ -142,5 +160,6 @@ def reading_notes() -> list[str]:
         "Streams that failed or were not run are left out of the means. The hours of cells that "
         "were not run are estimated from the method's nearest cells.",
         "State is what a method keeps for its edits beside the model's weights. Perplexity is that "
-        "of plain text before and after the edits.",
+        "of plain text before and after the edits. Preparation, such as training, comes once, "
+        "before the first edit.",
     ]

@@ -12,12 +12,14 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from .bootstrap import Estimate
 from .markdown import QUALITY, perplexity_text, streams
 from .notes import (
     absent_notes,
     counts,
     failure_notes,
     in_words,
+    left_out_notes,
     model_name,
     reading_notes,
     sanity_notes,
@@ -68,7 +70,7 @@ COLUMNS = (
     Column("memory", "Memory", "low"),
     Column("state", "State / edit", "low"),
     Column("perplexity", "Perplexity", "low"),
-    Column("training", "Training", "low"),
+    Column("preparation", "Preparation", "low"),
 )
 
 
@@ -102,6 +104,12 @@ class EditTexts:
     asked: dict[str, str] = field(default_factory=dict)
     before: dict[str, str] = field(default_factory=dict)
     after: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+
+    def wanted(self, name: str, text: str) -> bool:
+        """Whether an answer opens with the new target or, of locality, is the old one."""
+        if name == "locality":
+            return text == self.before[name]
+        return text.strip().lower().startswith(self.target_new.strip().lower())
 
 
 def to_html(summary: Summary) -> str:
@@ -148,6 +156,7 @@ def to_html(summary: Summary) -> str:
         sanity_notes=sanity_notes(summary),
         failure_notes=failure_notes(summary),
         absent_notes=absent_notes(summary),
+        left_out_notes=left_out_notes(summary),
         reading_notes=reading_notes(),
         panels=panels(summary, styles),
         kinds=list(kind_tables(summary)),
@@ -175,7 +184,7 @@ def sort_values(row: Row, scoring: str) -> list[Any]:
         row.peak_memory_bytes,
         row.state_bytes_per_edit,
         after,
-        row.training_seconds or None,
+        row.preparation_seconds,
     ]
     # JSON has no infinity.
     return [1e308 if isinstance(v, float) and math.isinf(v) else v for v in values]
@@ -277,7 +286,7 @@ def curves(summary: Summary, styles: dict[str, Style]) -> Iterator[Figure]:
                     if (kept := row.retention.get(scoring)) is not None
                 ]
                 if found:
-                    title = f"Retention on {data}, N = {num_edits:,}"
+                    title = f"{data}, N = {num_edits:,}, {SCORINGS[scoring].lower()}"
                     svg = retention_curves(found, num_edits, title, "reliability")
                     yield Figure(data, scoring, num_edits, Markup(to_text(svg)))
 
@@ -310,33 +319,31 @@ class KindTable:
 
     data: str
     scoring: str
-    columns: list[str]
-    rows: list[tuple[Row, list[str]]]
+    columns: list[Column]
+    rows: list[tuple[Row, list[Estimate | None]]]
+
+    def sort_values(self, row: Row, values: list[Estimate | None]) -> list[Any]:
+        return [row.label.lower(), row.num_edits, *(e and round(e.mean, 6) for e in values)]
 
 
 def kind_tables(summary: Summary) -> Iterator[KindTable]:
+    """For data sets with at least two kinds."""
     for data in summary.data:
         rows = [row for row in summary.of(data) if row.kinds]
-        columns = list(
-            dict.fromkeys(
-                (a, kind) for row in rows for a, kinds in row.kinds.items() for kind in kinds
-            )
-        )
-        if len(columns) < 2:
+        names = dict.fromkeys((a, k) for row in rows for a in row.kinds for k in row.kinds[a])
+        if len(names) < 2:
             continue
+        columns = [
+            *COLUMNS[:2],
+            *(Column(f"kind{i}", f"{a.capitalize()}: {k}") for i, (a, k) in enumerate(names)),
+        ]
         for scoring in summary.scorings:
             yield KindTable(
                 data,
                 scoring,
-                [f"{aspect}: {kind}" for aspect, kind in columns],
+                columns,
                 [
-                    (
-                        row,
-                        [
-                            score_text(row.kinds.get(a, {}).get(k, {}).get(scoring))
-                            for a, k in columns
-                        ],
-                    )
+                    (row, [row.kinds.get(a, {}).get(k, {}).get(scoring) for a, k in names])
                     for row in rows
                 ],
             )

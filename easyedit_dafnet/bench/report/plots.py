@@ -92,7 +92,7 @@ def mark(parent: Element, style: Style, label: str, tip: str, doubtful: bool) ->
         class_=f"mark {style.classes}{' doubtful' if doubtful else ''}",
         data_method=label,
         data_tip=tip,
-        tabindex=0,
+        tabindex=-1,
         role="img",
         aria_label=tip.replace("\n", ", "),
     )
@@ -106,6 +106,7 @@ def axes(
     x_ticks: Mapping[float, str],
     y_ticks: Mapping[float, str],
     names: tuple[str, str],
+    title: str,
 ) -> None:
     left, top, right, bottom = frame
     grid = add(svg, "g", class_="grid", aria_hidden="true")
@@ -125,6 +126,7 @@ def axes(
         class_="name",
     )
     add(grid, "text", names[1], x=left - 30, y=top - 11, text_anchor="start", class_="name")
+    add(grid, "text", title, x=right, y=top - 11, text_anchor="end")
 
 
 FIFTHS = {i / 5: f"{i / 5:g}" for i in range(6)}
@@ -152,7 +154,7 @@ def scatter(points: Sequence[Point], title: str, names: tuple[str, str]) -> Elem
     def y(value: float) -> float:
         return bottom - value * (bottom - top)
 
-    axes(svg, frame, x, y, FIFTHS, FIFTHS, names)
+    axes(svg, frame, x, y, FIFTHS, FIFTHS, names, title)
     places = [(x(p.x.mean), y(p.y.mean)) for p in points]
     whiskers = add(svg, "g", class_="whiskers", aria_hidden="true")
     for point, (px, py) in zip(points, places, strict=True):
@@ -160,14 +162,14 @@ def scatter(points: Sequence[Point], title: str, names: tuple[str, str]) -> Elem
         add(lines, "line", x1=x(point.x.low), x2=x(point.x.high), y1=py, y2=py)
         add(lines, "line", x1=px, x2=px, y1=y(point.y.low), y2=y(point.y.high))
     names_shown = [f"{p.label}{'†' if p.doubtful else ''}" for p in points]
-    bounds = (2.0, top - 8, WIDTH - 2.0, bottom + 4)
+    bounds = (2.0, top - 6, WIDTH - 2.0, bottom + 4)
     for point, name, (px, py), box in zip(
         points, names_shown, places, labels_beside(places, names_shown, bounds), strict=True
     ):
         group = mark(svg, point.style, point.label, point.tip, point.doubtful)
         near_x = min(max(px, box[0]), box[2])
         near_y = min(max(py, box[1] + 3), box[3] - 3)
-        if math.dist((px, py), (near_x, near_y)) > 14:
+        if math.dist((px, py), (near_x, near_y)) > 11:
             add(group, "line", x1=px, y1=py, x2=near_x, y2=near_y, class_="leader")
         add(group, "path", d=point.style.marker(px, py), class_="marker")
         add(group, "text", name, x=box[0], y=box[3] - 3.5)
@@ -239,7 +241,7 @@ def retention_curves(curves: Sequence[Curve], num_edits: int, title: str, name: 
         return bottom - value * (bottom - top)
 
     ticks = {float(edit): f"{edit:,}" for edit in round_edits(num_edits)}
-    axes(svg, frame, x, y, ticks, FIFTHS, (f"edit, of {num_edits:,} in a row", name))
+    axes(svg, frame, x, y, ticks, FIFTHS, (f"edit, of {num_edits:,} in a row", name), title)
     shown = [
         (
             curve,

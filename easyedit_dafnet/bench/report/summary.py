@@ -103,9 +103,10 @@ class Row:
         return float(before), float(after)
 
     @property
-    def training_seconds(self) -> float | None:
+    def preparation_seconds(self) -> float | None:
+        """None where there is nothing to prepare, which takes no time to speak of."""
         prepared = [(c.body.get("prepared") or {}).get("seconds") for c in self.cells]
-        return max((float(s) for s in prepared if s is not None), default=None)
+        return max((float(s) for s in prepared if s is not None and s >= 0.5), default=None)
 
     def _measured(self, name: str) -> list[float]:
         return [float(c.body[name]) for c in self.cells if c.body.get(name) is not None]

@@ -23,7 +23,7 @@ def cells_csv(summary: Summary) -> str:
         *("sanity_passed", "edits"),
         *columns,
         *("seconds_per_edit", "peak_memory_bytes", "state_bytes", "perplexity_before"),
-        *("perplexity_after", "training_seconds", "estimated_hours", "started", "finished"),
+        *("perplexity_after", "preparation_seconds", "estimated_hours", "started", "finished"),
     ]
     out = io.StringIO()
     write = csv.DictWriter(out, header, restval="", lineterminator="\n")
@@ -52,7 +52,7 @@ def cells_csv(summary: Summary) -> str:
                     "state_bytes": blank(cell.body.get("state_bytes")),
                     "perplexity_before": blank(perplexity.get("before")),
                     "perplexity_after": blank(perplexity.get("after")),
-                    "training_seconds": blank((cell.body.get("prepared") or {}).get("seconds")),
+                    "preparation_seconds": blank((cell.body.get("prepared") or {}).get("seconds")),
                     "started": blank(cell.body.get("started")),
                     "finished": blank(cell.body.get("finished")),
                 }

@@ -283,6 +283,8 @@ def small_run(run: Path) -> Path:
         cell_body("zsre", "ROME", 2, 0, scores([1, 1], [1, 1], [0.5, 0.5])),
     ]
     cells[0]["perplexity"]["after"] = 40.0
+    cells[0]["probes_left_out"] = {"locality": 0, "portability": 3}
+    cells[1]["probes_left_out"] = {"locality": 0, "portability": 4}
     cells[1]["perplexity"]["after"] = 90.0
     cells[1]["peak_memory_bytes"] = 2_500_000_000
     cells[1]["prepared"] = {"seconds": 600.0}

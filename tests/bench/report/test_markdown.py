@@ -50,6 +50,7 @@ def test_notes_and_setup(summary: Summary) -> None:
     assert "‡ MEND on zsre, N = 2, stream 0: RuntimeError: out of memory | <b>" in text
     assert "- Not run: KN: needs a package that is missing" in text
     assert "- data: zsre: zsre.json, 5,000 records, 4,890 of them usable, digest 77aa" in text
+    assert "what they presuppose, on zsre, N = 2: 7 of portability\n" in text
     assert "- model: SmolLM2-135M-Instruct\n" in text
     assert "- torch: 2.13.0\n" in text
     assert "- command: easyedit-dafnet bench --suite test.yaml --out run\n" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,6 +99,11 @@ def column(driver: Any, number: int) -> list[str]:
     return [e.text for e in shown(driver, f"#results tbody td:nth-child({number})")]
 
 
+def kind_column(driver: Any) -> list[float]:
+    texts = [e.text for e in shown(driver, "#kinds td:nth-child(4)")]
+    return [float(text.split(" ± ")[0]) for text in texts]
+
+
 def header(driver: Any, key: str) -> Any:
     (found,) = shown(driver, f"#results th[data-key={key}]")
     return found
@@ -148,11 +154,19 @@ def test_filters_and_the_address_remember_each_other(open_page: Open) -> None:
     assert column(driver, 2) == ["10"] * 5
     choose(driver, "data", "zsre")
     header(driver, "n").find_element("css selector", "button").click()
-    for part in ("data=zsre", "scoring=exact_match", "n=10", "sort=n-ascending"):
+    shown(driver, "#kinds th[data-key=kind1] button")[0].click()
+    for part in (
+        "data=zsre",
+        "scoring=exact_match",
+        "n=10",
+        "sort=n-ascending",
+        "kinds=kind1-descending",
+    ):
         assert part in driver.current_url
-    rows = column(driver, 3)
+    rows, kinds = column(driver, 3), kind_column(driver)
+    assert kinds == sorted(kinds, reverse=True)
     driver = open_page("#" + driver.current_url.split("#")[1])
-    assert column(driver, 3) == rows
+    assert (column(driver, 3), kind_column(driver)) == (rows, kinds)
     choose(driver, "n", "all")
     assert sorted({*column(driver, 2)}) == ["1", "10", "100"]
 
@@ -187,6 +201,32 @@ def test_exact_values_beside_the_pointer_and_the_focus(open_page: Open) -> None:
     assert "dim" not in mark.get_attribute("class").split()
 
 
+def test_a_curve_says_what_it_is_where_one_points(open_page: Open) -> None:
+    from selenium.webdriver import ActionChains
+
+    driver = open_page()
+    (curve,) = shown(driver, "figure:nth-child(2) .mark[data-method=DAFNet]")
+    for marker, edits in zip(
+        curve.find_elements("css selector", ".marker")[:2], ("11 to 30", "31 to 50"), strict=True
+    ):
+        driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", marker)
+        ActionChains(driver).move_to_element(marker).perform()
+        (tip,) = shown(driver, "#tip")
+        assert re.fullmatch(rf"DAFNet\nedits {edits}: [01]\.\d\d\d", tip.text)
+
+
+def test_arrow_keys_go_from_mark_to_mark(open_page: Open) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    driver = open_page()
+    first, second, *_ = shown(driver, "figure:first-child .mark")
+    assert [m.get_attribute("tabindex") for m in (first, second)] == ["0", "-1"]
+    first.send_keys(Keys.ARROW_RIGHT)
+    assert driver.switch_to.active_element == second
+    (tip,) = shown(driver, "#tip")
+    assert tip.text.startswith(second.get_attribute("data-method"))
+
+
 def test_a_chosen_method_stays_in_view(open_page: Open) -> None:
     driver = open_page()
     (pick,) = shown(driver, ".pick[data-method=ROME]")
@@ -213,6 +253,9 @@ def test_generated_text_and_errors_are_text(open_page: Open) -> None:
     edit.find_element("css selector", "summary").click()
     assert NASTY in edit.text
     assert "unedited" in edit.text
+    bold = [e.text for e in edit.find_elements("css selector", "td.best")]
+    assert bold
+    assert NASTY not in bold
     choose(driver, "n", "100")
     assert NASTY in driver.find_element("css selector", "ul.notes").text
 

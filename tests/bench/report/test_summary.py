@@ -45,7 +45,7 @@ def test_costs(summary: Summary) -> None:
     assert ft.peak_memory_bytes == 2.5e9
     assert ft.state_bytes_per_edit == 1000
     assert ft.perplexity == pytest.approx((20.0, 60.0))  # the geometric mean of 40 and 90
-    assert ft.training_seconds == 600
+    assert ft.preparation_seconds == 600
 
 
 def test_no_portability_is_no_number(summary: Summary) -> None:

@@ -5,14 +5,14 @@ const form = document.getElementById("filters");
 const tip = document.getElementById("tip");
 const search = document.getElementById("search");
 const mainLengths = JSON.parse(document.body.dataset.mainLengths);
-const state = { data: "", scoring: "", n: "", sort: "score-descending" };
+const state = { data: "", scoring: "", n: "", sort: "score-descending", kinds: "" };
 const pinned = new Set();
 const places = new Map(all("table.sortable tbody tr").map((row, i) => [row, i]));
 
 // What is chosen lives in the address, so that a view can be linked to.
 function readAddress() {
   for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
-    if (name === "sort") state.sort = value;
+    if (name === "sort" || name === "kinds") state[name] = value;
     const input = all(`input[name]`, form).find((i) => i.name === name && i.value === value);
     if (input) input.checked = true;
   }
@@ -24,7 +24,8 @@ function readForm() {
 }
 
 function writeAddress() {
-  history.replaceState(null, "", "#" + new URLSearchParams(state));
+  const chosen = Object.entries(state).filter(([, value]) => value);
+  history.replaceState(null, "", "#" + new URLSearchParams(chosen));
 }
 
 function show() {
@@ -64,9 +65,9 @@ function compare(a, b, sign) {
 }
 
 function sortTables() {
-  const [key, direction] = state.sort.split("-");
-  const sign = direction === "descending" ? -1 : 1;
   for (const table of all("table.sortable")) {
+    const [key, direction] = state[table.dataset.state].split("-");
+    const sign = direction === "descending" ? -1 : 1;
     const headers = all("thead th", table);
     const column = headers.findIndex((header) => header.dataset.key === key);
     if (column < 0) continue;
@@ -118,7 +119,15 @@ document.addEventListener("focusin", (event) => {
   showTip(target, box.right, box.bottom);
 });
 document.addEventListener("focusout", () => { tip.hidden = true; highlight(); });
-document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape") tip.hidden = true;
+  const mark = event.target.closest(".mark");
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (!mark || !step) return;
+  event.preventDefault();
+  const marks = all(".mark", mark.closest("svg"));
+  marks[(marks.indexOf(mark) + step + marks.length) % marks.length].focus();
+});
 document.addEventListener("scroll", () => { tip.hidden = true; }, true);
 
 document.addEventListener("click", (event) => {
@@ -128,7 +137,7 @@ document.addEventListener("click", (event) => {
     const first = header.dataset.best === "high" ? "descending" : "ascending";
     const other = first === "descending" ? "ascending" : "descending";
     const direction = header.ariaSort === first ? other : first;
-    state.sort = `${header.dataset.key}-${direction}`;
+    state[header.closest("table").dataset.state] = `${header.dataset.key}-${direction}`;
     sortTables();
     writeAddress();
   }
@@ -163,6 +172,9 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 const theme = remembered();
 if (theme === "light" || theme === "dark") root.dataset.theme = theme;
+
+// A plot is one stop of the Tab key; the arrow keys go from mark to mark.
+for (const plot of all("svg.plot")) plot.querySelector(".mark").setAttribute("tabindex", "0");
 
 readAddress();
 show();
