@@ -1,4 +1,4 @@
-# make demo   edit a real language model with DAFNet, ROME and FT through EasyEdit
+# make demo   compare DAFNet, ROME, FT and others on a real language model through EasyEdit
 # make test   run the tests
 #
 # Both first make .venv with the pinned versions of constraints.txt. They need Python 3.10-3.12, git and make.
@@ -28,9 +28,11 @@ QUIETLY = 2>&1 | tee -a $(LOG) | awk ' \
 help: ## list these commands
 	@grep -E '^[a-z]+:.*##' Makefile | awk -F ':.*## ' '{ printf "make %-7s %s\n", $$1, $$2 }'
 
-demo: $(STAMP) ## edit SmolLM2 with DAFNet, ROME and FT and print the table
-	@echo "== Editing SmolLM2 with FT, ROME and DAFNet through EasyEdit"
-	@$(BIN)/python benchmarks/demo.py
+demo: $(STAMP) ## compare DAFNet, ROME, FT and others on SmolLM2, print the table, write the report
+	@echo "== Editing SmolLM2 through EasyEdit: the benchmark's quick suite"
+	@$(BIN)/easyedit-dafnet bench --suite quick --out results/demo --jobs 2
+	@$(BIN)/easyedit-dafnet report results/demo
+	@echo "== Open results/demo/report/report.html in a browser"
 
 test: $(STAMP) ## run the tests
 	@echo "== Running the tests"

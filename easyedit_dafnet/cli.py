@@ -260,12 +260,17 @@ def run_bench(args: argparse.Namespace) -> int:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    check_extra("report", "filelock", "jinja2")
+    check_extra("report", "filelock", "jinja2", "rich", "markupsafe")
+    from rich.console import Console
+
     from .bench.report import write_report
+    from .bench.report.terminal import terminal_tables
 
     files, summary = write_report(args.runs, args.out or args.runs[0] / "report", args.edits)
     for problem in summary.problems:
         print(f"easyedit-dafnet: {problem}", file=sys.stderr)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    console.print(*terminal_tables(summary))
     print("\n".join(map(str, files)))
 
 
@@ -290,7 +295,7 @@ def run_info(args: argparse.Namespace) -> None:
         "smollm2": ["gguf"],
         "bench": ["filelock", "rich"],
         "slurm": ["submitit"],
-        "report": ["filelock", "jinja2"],
+        "report": ["filelock", "jinja2", "rich", "markupsafe"],
         "tensorboard": ["tensorboard"],
     }
     devices = ["cpu"]

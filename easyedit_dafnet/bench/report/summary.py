@@ -79,8 +79,9 @@ class Row:
 
     @property
     def seconds_per_edit(self) -> float | None:
+        """None for a method that does nothing, which takes microseconds."""
         total = sum(float(cell.body["seconds"]["edit"]) for cell in self.cells)
-        return total / self.edits if self.edits else None
+        return total / self.edits if total > 1e-4 * self.edits else None
 
     @property
     def peak_memory_bytes(self) -> float | None:

@@ -1,0 +1,32 @@
+"""The report's first table of each data set, for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.table import Table
+
+from .markdown import QUALITY, costs, marked, quality
+from .results import SCORINGS
+from .summary import Summary
+
+
+def terminal_tables(summary: Summary) -> Iterator[Table]:
+    """Each data set's scores by the first scoring, and seconds per edit, as in report.md."""
+    scoring = summary.scorings[0]
+    for data in summary.data:
+        rows = list(summary.of(data))
+        # Not every data set asks for everything.
+        columns = [a for a in QUALITY if any(r.scores.get(scoring, {}).get(a) for r in rows)]
+        table = Table(title=f"{data}, {SCORINGS[scoring].lower()}", title_justify="left")
+        table.add_column("method", no_wrap=True)
+        for column in ("N", *columns, "time per edit"):
+            table.add_column(column, justify="right")
+        length = None
+        for row in rows:
+            if length not in (None, row.num_edits):
+                table.add_section()
+            length = row.num_edits
+            cells = dict(zip(("method", "N", *QUALITY), quality(row, scoring), strict=False))
+            table.add_row(marked(row), cells["N"], *(cells[c] for c in columns), costs(row)[2])
+        yield table
