@@ -287,9 +287,10 @@ def retention_curves(curves: Sequence[Curve], num_edits: int, title: str, name: 
 
 
 def round_edits(num_edits: int) -> list[int]:
-    """The first, the last and round numbers between."""
+    """Round numbers up to the last, and the first where there is room."""
     step = next(s for s in rounds() if num_edits / s <= 5)
-    return [1, *(e for e in range(step, num_edits + 1, step) if e > 1)]
+    first = [1] if step > num_edits / 8 else []
+    return [*first, *(e for e in range(step, num_edits + 1, step) if e > 1)]
 
 
 def rounds() -> list[int]:

@@ -21,7 +21,7 @@ def interval_text(value: Estimate | None) -> str:
 
 
 def number_text(value: float | None) -> str:
-    """Three digits, no powers of ten below a million: 0.0123, 12.3, 4,560."""
+    """Three digits or more, no powers of ten below a million: 0.0123, 12.3, 4,561."""
     if value is None:
         return NOTHING
     if not math.isfinite(value):
@@ -30,7 +30,8 @@ def number_text(value: float | None) -> str:
         return "0"
     if abs(value) >= 1e6:
         return f"{value:.2e}"
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    rounded = float(f"{value:.3g}")  # 0.9996 is 1.00, not 1.000
+    digits = max(0, 2 - math.floor(math.log10(abs(rounded))))
     return f"{value:,.{digits}f}"
 
 
@@ -47,9 +48,11 @@ def bytes_text(count: float | None) -> str:
 
 
 def duration_text(seconds: float | None) -> str:
-    """3.20 ms, 0.320 s, 12 min, 3.2 h."""
+    """0.640 µs, 3.20 ms, 0.320 s, 12 min, 3.2 h."""
     if seconds is None:
         return NOTHING
+    if 0 < seconds < 0.0995e-3:
+        return f"{number_text(1e6 * seconds)} µs"
     if 0 < seconds < 0.0995:
         return f"{number_text(1000 * seconds)} ms"
     if seconds < 120:

@@ -82,12 +82,19 @@ def open_page(chromium: Any, page: str) -> Open:
 
 
 def shown(driver: Any, selector: str) -> list[Any]:
-    return [e for e in driver.find_elements("css selector", selector) if e.is_displayed()]
+    script = "return [...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility())"
+    return driver.execute_script(script, selector)
+
+
+def texts(driver: Any, selector: str) -> list[str]:
+    return driver.execute_script(
+        "return arguments[0].map(e => e.innerText)", shown(driver, selector)
+    )
 
 
 def methods(driver: Any) -> list[str]:
     """Their names and marks, as in MEND†."""
-    return ["".join(e.text.split("\n")) for e in shown(driver, "#results tbody th")]
+    return ["".join(text.split("\n")) for text in texts(driver, "#results tbody th")]
 
 
 def choose(driver: Any, name: str, value: str) -> None:
@@ -96,12 +103,22 @@ def choose(driver: Any, name: str, value: str) -> None:
 
 
 def column(driver: Any, number: int) -> list[str]:
-    return [e.text for e in shown(driver, f"#results tbody td:nth-child({number})")]
+    return texts(driver, f"#results tbody td:nth-child({number})")
 
 
 def kind_column(driver: Any) -> list[float]:
-    texts = [e.text for e in shown(driver, "#kinds td:nth-child(4)")]
-    return [float(text.split(" ± ")[0]) for text in texts]
+    shown_texts = texts(driver, "#kinds td:nth-child(4)")
+    return [float(text.split(" ± ")[0]) for text in shown_texts]
+
+
+def point_at(driver: Any, element: Any) -> None:
+    from selenium.webdriver import ActionChains
+
+    scroll = "arguments[0].scrollIntoView({block: 'center'});"
+    # The event of the scrolling comes with the next frame, and takes the tip away.
+    frame = "requestAnimationFrame(() => requestAnimationFrame(arguments[1]))"
+    driver.execute_async_script(scroll + frame, element)
+    ActionChains(driver).move_to_element(element).perform()
 
 
 def header(driver: Any, key: str) -> Any:
@@ -138,7 +155,7 @@ def test_a_click_on_a_header_sorts_and_the_keyboard_does_too(open_page: Open) ->
 def test_cells_without_numbers_stay_at_the_end(open_page: Open) -> None:
     driver = open_page("#data=zsre&n=100")
     assert {m.rstrip("†‡") for m in methods(driver)[-2:]} == {"ROME", "MEND"}
-    status = [e.text for e in shown(driver, ".status")]
+    status = texts(driver, ".status")
     assert any(text.startswith("not run, about ") for text in status)
     assert any(text.startswith("failed: RuntimeError") for text in status)
     header(driver, "score").find_element("css selector", "button").click()
@@ -186,13 +203,10 @@ def test_plots_follow_the_choice(open_page: Open) -> None:
 
 
 def test_exact_values_beside_the_pointer_and_the_focus(open_page: Open) -> None:
-    from selenium.webdriver import ActionChains
-
     driver = open_page()
     (mark,) = shown(driver, "figure:first-child .mark[data-method=FT]")
     marker = mark.find_element("css selector", ".marker")
-    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", marker)
-    ActionChains(driver).move_to_element(marker).perform()
+    point_at(driver, marker)
     (tip,) = shown(driver, "#tip")
     assert tip.text.startswith("FT, N = 100\nscore 0.")
     assert "reliability 0." in tip.text
@@ -202,15 +216,12 @@ def test_exact_values_beside_the_pointer_and_the_focus(open_page: Open) -> None:
 
 
 def test_a_curve_says_what_it_is_where_one_points(open_page: Open) -> None:
-    from selenium.webdriver import ActionChains
-
     driver = open_page()
     (curve,) = shown(driver, "figure:nth-child(2) .mark[data-method=DAFNet]")
     for marker, edits in zip(
         curve.find_elements("css selector", ".marker")[:2], ("11 to 30", "31 to 50"), strict=True
     ):
-        driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", marker)
-        ActionChains(driver).move_to_element(marker).perform()
+        point_at(driver, marker)
         (tip,) = shown(driver, "#tip")
         assert re.fullmatch(rf"DAFNet\nedits {edits}: [01]\.\d\d\d", tip.text)
 

@@ -105,6 +105,14 @@ function curveTip(mark, x) {
   return `${mark.dataset.method}\n${mark.dataset.values.split("|")[nearest]}`;
 }
 
+function showTipAtFocus() {
+  tip.hidden = true;
+  const mark = document.querySelector(".mark:focus-visible");
+  if (!mark) return;
+  const box = mark.querySelector(".marker").getBoundingClientRect();
+  showTip(mark, box.right, box.bottom);
+}
+
 document.addEventListener("pointermove", (event) => {
   const target = event.target.closest("[data-tip]");
   if (target) showTip(target, event.clientX, event.clientY);
@@ -112,11 +120,8 @@ document.addEventListener("pointermove", (event) => {
   highlight(event.target.closest("[data-method]")?.dataset.method);
 });
 document.addEventListener("focusin", (event) => {
-  const target = event.target.closest(".mark");
   highlight(event.target.closest("[data-method]")?.dataset.method);
-  if (!target || !target.matches(":focus-visible")) return;
-  const box = target.querySelector(".marker").getBoundingClientRect();
-  showTip(target, box.right, box.bottom);
+  showTipAtFocus();
 });
 document.addEventListener("focusout", () => { tip.hidden = true; highlight(); });
 document.addEventListener("keydown", (event) => {
@@ -128,7 +133,8 @@ document.addEventListener("keydown", (event) => {
   const marks = all(".mark", mark.closest("svg"));
   marks[(marks.indexOf(mark) + step + marks.length) % marks.length].focus();
 });
-document.addEventListener("scroll", () => { tip.hidden = true; }, true);
+// A mark that gets the focus may be scrolled into view.
+document.addEventListener("scroll", showTipAtFocus, true);
 
 document.addEventListener("click", (event) => {
   const header = event.target.closest("table.sortable thead th");
