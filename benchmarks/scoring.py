@@ -32,11 +32,12 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import easyedit_dafnet
-from benchmarks.demo import cpu_name, write_json
 from benchmarks.speed.report import Section, ratio, to_table
 from benchmarks.speed.timing import Timing, show, take_turns, timed
 from easyedit_dafnet.bench import EditRecord
+from easyedit_dafnet.bench.cells import write_json
 from easyedit_dafnet.bench.data import load_data
+from easyedit_dafnet.bench.environment import cpu_name
 from easyedit_dafnet.bench.scoring import Forced, Scorer
 from easyedit_dafnet.bench.streams import draw, usable
 from easyedit_dafnet.bridge import host_info, load_easyeditor

@@ -18,11 +18,11 @@ import transformers
 from rich.console import Console
 
 import easyedit_dafnet
-from benchmarks.demo import write_json
 from benchmarks.speed import edits, inference, memory, steps
 from benchmarks.speed.reference import AuthorsCodeError, load_package
 from benchmarks.speed.report import Section, to_markdown, to_table
 from benchmarks.speed.setting import SIZES, Setting
+from easyedit_dafnet.bench.cells import write_json
 from easyedit_dafnet.bench.environment import cpu_name
 from easyedit_dafnet.checkpoint import write_text
 from easyedit_dafnet.smollm2 import DISPLAY_NAME, SHORT_NAME
