@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from .adapters import DEFER, GRACE, WISE
 from .host_method import HostMethod, alg_dict
+from .ike import IKE
 from .located import MEMIT, ROME, LocatedMethod
 from .located_main import EMMET, AlphaEdit
 from .moments import SecondMoments
@@ -16,7 +17,7 @@ from .trained import MEND
 __all__ = ["HostMethod", "LocatedMethod", "SecondMoments", "host_methods"]
 
 #: The methods that an adapter of their own is written for.
-WRITTEN: tuple[type[HostMethod], ...] = (FT, LoRA, ROME, MEMIT, KN, MEND)
+WRITTEN: tuple[type[HostMethod], ...] = (FT, LoRA, ROME, MEMIT, KN, MEND, IKE)
 #: Those that only EasyEdit's git main has.
 WRITTEN_FOR_MAIN: tuple[type[HostMethod], ...] = (
     *(AlphaEdit, EMMET),
