@@ -12,12 +12,12 @@ from .located_main import EMMET, AlphaEdit
 from .moments import SecondMoments
 from .plain import FT, KN, LoRA
 from .running import UltraEdit
-from .trained import MEND
+from .trained import MEND, SERAC
 
 __all__ = ["HostMethod", "LocatedMethod", "SecondMoments", "host_methods"]
 
 #: The methods that an adapter of their own is written for.
-WRITTEN: tuple[type[HostMethod], ...] = (FT, LoRA, ROME, MEMIT, KN, MEND, IKE)
+WRITTEN: tuple[type[HostMethod], ...] = (FT, LoRA, ROME, MEMIT, KN, MEND, SERAC, IKE)
 #: Those that only EasyEdit's git main has.
 WRITTEN_FOR_MAIN: tuple[type[HostMethod], ...] = (
     *(AlphaEdit, EMMET),

@@ -1,4 +1,4 @@
-"""EasyEdit's methods that learn to edit before they do: MEND."""
+"""EasyEdit's methods that learn to edit before they do: MEND and SERAC."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, fields
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 import transformers
 from packaging.version import Version
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.modeling_outputs import CausalLMOutput
 
 from ...bench.method import Need, Request, Workbench
 from ...dafnet_hparams import SettingsError
@@ -72,10 +75,15 @@ class TrainedMethod(HostMethod):
     def archive(self) -> Archive:
         settings = asdict(self.training_settings())
         decisive = {name: value for name, value in settings.items() if name not in self.ASIDE}
-        model = model_identity(self.bench.model_name)
+        models = [model_identity(name) for name in self.made_of]
         return Archive(
-            self.bench.folder, fingerprint(host_info().kind, decisive, model, self.records)
+            self.bench.folder, fingerprint(host_info().kind, decisive, models, self.records)
         )
+
+    @property
+    def made_of(self) -> list[str]:
+        """The models that training starts from."""
+        return [self.bench.model_name]
 
     def needs(self) -> list[Need]:
         if not self.records:
@@ -177,3 +185,105 @@ class MEND(TrainedMethod):
         for parameter in model.parameters():
             for kept in ("__x__", "__delta__"):  # what the hooks have seen
                 vars(parameter).pop(kept, None)
+
+
+class SERAC(TrainedMethod):
+    """arXiv 2206.06520: a classifier that finds the edit a question is about, and a small language
+    model that answers it with the edit as context. The model itself stays as it is.
+
+    Both come from local folders, `cls_name` (an encoder with its tokenizer) and `small_name`, and
+    are trained here. EasyEdit's function forgets each edit with the next call; here the memory is
+    handed on. As in EasyEdit, a name with "bert" means that the first token's state is compared,
+    another one that the pooled output is.
+    """
+
+    name = "SERAC"
+    training_class = "SERACTrainingHparams"
+    minutes = "hours"
+    one_by_one: ClassVar[bool] = True  # the texts are joined with edits of other lengths
+    ASIDE: ClassVar[frozenset[str]] = TrainedMethod.ASIDE | {"cls_name", "small_name"}
+    PARTS: ClassVar[Mapping[str, str]] = {
+        "cls_name": "scope classifier",
+        "small_name": "counterfactual model",
+    }
+
+    @property
+    def made_of(self) -> list[str]:
+        return [*super().made_of, *(getattr(self.hparams, name) for name in self.PARTS)]
+
+    def needs(self) -> list[Need]:
+        missing = [
+            Need(what, "missing", f"set `{name}` to a local folder with a model and its tokenizer")
+            for name, what in self.PARTS.items()
+            if not Path(getattr(self.hparams, name) or "").joinpath("config.json").is_file()
+        ]
+        return missing or super().needs()
+
+    def load(self, model: Any) -> None:
+        kind = importlib.import_module("easyeditor.trainer").SERAC
+        alg = kind(model, deepcopy(self.hparams), lambda: deepcopy(model))
+        alg.load_state_dict({**self.archive.read(), "model_config": model.config})
+        alg.eval()
+        self.executor.model, self.executor.tokenizer = model, self.bench.tok
+        self.executor.alg, self.executor.is_init = alg, True
+
+    def apply(self, tok: Any, requests: list[dict[str, Any]]) -> Any:
+        self.executor.alg = super().apply(tok, requests)
+        return Answers(self.executor.alg)
+
+    def state_bytes(self) -> int:
+        """The edits' texts in UTF-8; classifier and counterfactual model do not grow with them."""
+        alg = self.executor.alg
+        return sum(len(text.encode()) for text in [*alg.cache_inputs, *alg.cache_labels])
+
+
+class Answers(nn.Module):
+    """EasyEdit's SERAC with what is asked of a language model."""
+
+    def __init__(self, serac: Any) -> None:
+        super().__init__()
+        self.serac = serac
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            serac: Any = super().__getattr__("serac")
+            return getattr(serac.model, name)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Logits [n, length, vocabulary]; texts are padded on the left."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        asked = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if self._is_too_long(input_ids):
+            return self.serac.model(**asked, **kwargs)
+        return CausalLMOutput(logits=self.serac(**asked))
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Tensor:
+        """[1, length + new tokens]; the context that answers is not part of it."""
+        if len(input_ids) != 1:
+            raise ValueError(f"SERAC answers one question at a time, not {len(input_ids)}.")
+        in_scope = False
+        if not self._is_too_long(input_ids):
+            similarity, nearest, _ = self.serac.run_classifier(input_ids=input_ids)
+            in_scope = similarity.item() > 0.5
+        if not in_scope:
+            return self.serac.model.generate(
+                input_ids=input_ids, attention_mask=attention_mask, **kwargs
+            )
+        asked = self.serac.build_rep_input_tokens(
+            {"input_ids": input_ids}, nearest, generation=True
+        )
+        answer = self.serac.replacement.generate(**asked, **kwargs)
+        return torch.cat([input_ids, answer[:, asked["input_ids"].size(1) :]], dim=1)
+
+    def _is_too_long(self, input_ids: Tensor) -> bool:
+        """Whether the classifier cannot read the text. No question is that long; passages are."""
+        texts = self.serac.replacement_tok.batch_decode(input_ids, skip_special_tokens=True)
+        limit = getattr(self.serac.classifier.config, "max_position_embeddings", None)
+        lengths = map(len, self.serac.classifier_tok(texts)["input_ids"])
+        return limit is not None and max(lengths) > limit

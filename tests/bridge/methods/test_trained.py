@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from transformers import BertConfig, BertModel
 
 from easyedit_dafnet.bench.method import Workbench
 from easyedit_dafnet.bench.records import EditRecord, Probe
@@ -16,7 +17,7 @@ from easyedit_dafnet.bridge import load_easyeditor
 from easyedit_dafnet.bridge.methods import HostMethod, host_methods
 from easyedit_dafnet.bridge.methods.training import EditBatches, in_turn, trainable
 from easyedit_dafnet.dafnet_hparams import SettingsError, shipped
-from tests.tiny import LLAMA_MODULES
+from tests.tiny import LLAMA_MODULES, tiny_llama, tokenizer
 
 from .conftest import REQUESTS, weights
 from .test_plain import first_token_probability, outside_the_weights
@@ -225,3 +226,93 @@ def test_mend_wants_the_models_order(mend: Trained) -> None:
     names = [f"{name}.weight" for name in reversed(LLAMA_MODULES)]
     with pytest.raises(SettingsError, match="in the model's own order"):
         mend(inner_params=names).prepare()
+
+
+@pytest.fixture
+def serac(training_bench: Workbench, tmp_path: Path) -> Trained:
+    """Make a SERAC for the tiny Llama; keywords overrule single settings of the shipped file."""
+    scope, answers = tmp_path / "tiny-bert", tmp_path / "small-llama"
+    config = BertConfig(
+        vocab_size=420,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    BertModel(config).save_pretrained(scope)
+    tok = tokenizer()
+    tok.add_special_tokens({"sep_token": "<|endoftext|>"})
+    tok.save_pretrained(scope)
+    tiny_llama(answers, num_hidden_layers=1)
+    file = str(shipped("hparams") / "SERAC/smollm2-135m.yaml")
+    folders = {"cls_name": str(scope), "small_name": str(answers)}
+
+    def make(**settings: Any) -> HostMethod:
+        few = {"max_iters": 4, "accumulate_bs": 2}
+        return host_methods()["SERAC"](
+            training_bench, {"hparams": file, **few, **folders, **settings}
+        )
+
+    return make
+
+
+def test_serac_names_what_it_needs(serac: Trained) -> None:
+    needs = serac(cls_name=None, small_name="nowhere").needs()
+    assert [(n.what, n.state) for n in needs] == [
+        ("scope classifier", "missing"),
+        ("counterfactual model", "missing"),
+    ]
+    assert "`cls_name`" in needs[0].detail
+    assert [need.state for need in serac().needs()] == ["to prepare"]
+
+
+def test_serac_answers_from_all_its_edits(serac: Trained, training_bench: Workbench) -> None:
+    method, tok = serac(), training_bench.tok
+    method.prepare()
+    assert [need.state for need in serac().needs()] == ["ready"]
+    assert {f.name for f in Path.cwd().iterdir()} <= {"tiny-bert", "small-llama", "prepared"}
+    model = training_bench.load_model()
+    unedited, before = weights(model), outside_the_weights(model, tok)
+    question = tok(REQUESTS[0]["prompt"], return_tensors="pt")
+    unasked = tok("Vienna", return_tensors="pt")
+    with torch.no_grad():
+        own = model(**question).logits
+        own_answer = model.generate(**question, max_new_tokens=4, do_sample=False)
+    streams = []
+    for _ in range(2):
+        method.start(model)
+        held = [method.state_bytes()]
+        for request in REQUESTS:
+            method.edit([request])
+            held.append(method.state_bytes())
+        assert held[0] == 0 < held[1] < held[2]
+        serac_model = method.model.serac
+        assert [text.strip() for text in serac_model.cache_inputs] == [
+            f"{r['prompt']} {r['target_new']}" for r in REQUESTS
+        ]
+        # The first edit's question finds its edit after the second one, too.
+        edit = f"{REQUESTS[0]['prompt']} {REQUESTS[0]['target_new']} "
+        with torch.no_grad():
+            similarity, nearest, _ = serac_model.run_classifier(**question)
+            logits = method.model(**question).logits
+            context = tok(edit + REQUESTS[0]["prompt"], return_tensors="pt")
+            theirs = serac_model.replacement(**context).logits[:, -own.size(1) :]
+        assert nearest.item() == 0
+        mixed = (1 - similarity) * own.softmax(-1) + similarity * theirs.softmax(-1)
+        torch.testing.assert_close(logits.softmax(-1), mixed, atol=1e-5, rtol=1e-4)
+        assert similarity.item() > 0.5
+        answer = method.model.generate(**question, max_new_tokens=4, do_sample=False)
+        assert torch.equal(answer[:, : own.size(1)], question["input_ids"])
+        assert not torch.equal(answer, own_answer)
+        streams.append([logits, answer, method.model(**unasked).logits])
+        long = torch.ones(1, 70, dtype=torch.long)  # longer than the classifier reads
+        method.model.serac.model.config.max_position_embeddings = 128
+        with torch.no_grad():
+            assert torch.equal(method.model(input_ids=long).logits, model(long).logits)
+        model.config.max_position_embeddings = 64
+        method.stop()
+    assert all(torch.equal(a, b) for a, b in zip(*streams, strict=True))
+    assert outside_the_weights(model, tok) == before
+    assert all(torch.equal(tensor, unedited[name]) for name, tensor in weights(model).items())
