@@ -51,6 +51,9 @@ examples:
 
   # two hosts side by side; a method that both have is shown with its host
   easyedit-dafnet report runs/release runs/main --out both
+
+  # to commit: plan and results, with which `bench --out results` goes on elsewhere
+  easyedit-dafnet report runs/release --publish results
 """
 
 
@@ -135,6 +138,12 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="--out folder of a run")
     report.add_argument("--out", type=Path, help="folder for the report (DIR/report of the first)")
     report.add_argument("--edits", action="store_true", help="write each edit's scores, too")
+    report.add_argument(
+        "--publish",
+        type=Path,
+        metavar="FOLDER",
+        help="copy the first run's plan and results there, without texts and this machine's paths",
+    )
     report.set_defaults(run=run_report)
 
     info = command("info", "show the host, versions and devices, and what is missing")
@@ -263,7 +272,7 @@ def run_report(args: argparse.Namespace) -> None:
     check_extra("report", "filelock", "jinja2", "rich", "markupsafe")
     from rich.console import Console
 
-    from .bench.report import write_report
+    from .bench.report import publish, write_report
     from .bench.report.terminal import terminal_tables
 
     files, summary = write_report(args.runs, args.out or args.runs[0] / "report", args.edits)
@@ -272,6 +281,8 @@ def run_report(args: argparse.Namespace) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
     console.print(*terminal_tables(summary))
     print("\n".join(map(str, files)))
+    if args.publish:
+        print(f"{len(publish(args.runs[0], args.publish))} files in {args.publish}")
 
 
 def check_extra(extra: str, *packages: str) -> None:

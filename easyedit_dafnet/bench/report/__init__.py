@@ -8,10 +8,11 @@ from pathlib import Path
 from ..cells import write_text
 from .markdown import to_markdown
 from .page import readme_plot, to_html
+from .publish import publish
 from .summary import Summary, summarise
 from .tables import cells_csv, edits_csv
 
-__all__ = ["Summary", "summarise", "write_report"]
+__all__ = ["Summary", "publish", "summarise", "write_report"]
 
 
 def write_report(

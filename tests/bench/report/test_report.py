@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def test_the_command_writes_and_names_the_files(
 ) -> None:
     assert main(["report", str(run)]) == 0
     names = ["report.md", "report.html", "cells.csv", "reliability-locality.svg"]
-    assert capsys.readouterr().out.split() == [str(run / "report" / name) for name in names]
+    *shown, last = capsys.readouterr().out.split("\n", -1)[-1 - len(names) :]
+    assert (shown, last) == ([str(run / "report" / name) for name in names], "")
     assert sorted(p.name for p in (run / "report").iterdir()) == sorted(names)
 
 
@@ -41,3 +43,36 @@ def test_what_cannot_be_read_is_named_and_the_rest_reported(
 def test_a_folder_without_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 1
     assert "has no results that can be read" in capsys.readouterr().err
+
+
+def test_the_scores_are_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["report", str(run)])
+    printed = capsys.readouterr().out
+    rows = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
+    scored = [" | ".join(row[:3]) for row in rows if len(row) > 3 and "±" in row[2]]
+    assert len(scored) == 2  # the small run has two cells that are done
+    table = (run / "report" / "report.md").read_text()
+    for row in scored:
+        assert f"| {row} |" in table
+
+
+def test_what_is_published_has_no_paths_of_this_machine_and_can_be_reported(
+    run: Path, tmp_path: Path
+) -> None:
+    file = run / "cells" / "zsre" / "FT" / "n2-s0.json"
+    body = json.loads(file.read_text())
+    body["settings"] = {"archive": "/home/someone/nets/dafnet", "stats_dir": "./data/stats"}
+    body["error"] = {"traceback": 'File "/usr/lib/python3/site-packages/x/y.py", line 3'}
+    body["environment"]["home"] = "https://example.org/a/b"
+    file.write_text(json.dumps(body))
+    out = tmp_path / "results"
+    assert main(["report", str(run), "--publish", str(out)]) == 0
+    published = json.loads((out / "cells" / "zsre" / "FT" / "n2-s0.json").read_text())
+    assert published["settings"] == {"archive": "dafnet", "stats_dir": "./data/stats"}
+    assert published["error"] == {"traceback": 'File "y.py", line 3'}
+    assert published["environment"]["home"] == "https://example.org/a/b"
+    assert published["scores"] == body["scores"]
+    assert not (out / "texts").exists()
+    assert main(["report", str(out)]) == 0
+    ours, theirs = (run / "report" / "cells.csv", out / "report" / "cells.csv")
+    assert ours.read_text() == theirs.read_text()
