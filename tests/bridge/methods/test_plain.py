@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from easyedit_dafnet.bench.method import Workbench
 from easyedit_dafnet.bridge import host_info
 from easyedit_dafnet.bridge.methods import host_methods
 from easyedit_dafnet.dafnet_hparams import SettingsError
+from easyedit_dafnet.smollm2 import SHORT_NAME
 
 from .conftest import REQUESTS, SETTINGS, Maker, weights
 
@@ -138,6 +140,15 @@ def test_settings(make: Maker, bench: Workbench) -> None:
         host_methods()["FT"](bench, {"hparams": "nowhere.yaml"})
     with pytest.raises(SettingsError, match=r"No settings of FT are shipped for the model"):
         host_methods()["FT"](bench, {})
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_shipped_settings(name: str, bench: Workbench) -> None:
+    smollm2 = replace(bench, model_name=f"somewhere/{SHORT_NAME}")
+    method = host_methods()[name](smollm2, {})
+    assert method.hparams.alg_name == name
+    assert method.hparams.model_name == smollm2.model_name
+    assert method.hparams.device == "cpu"
 
 
 def test_a_settings_file_that_lacks_a_setting(make: Maker, monkeypatch: pytest.MonkeyPatch) -> None:
