@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import typing
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -70,6 +71,51 @@ class AdapterMethod(HostMethod):
     def stop(self) -> None:
         self.model.set_submodule(self.module_name, self.replaced)
         del self.replaced
+        super().stop()
+
+
+class MELO(HostMethod):
+    """LoRA blocks that a database of clusters switches on, arXiv 2312.11795.
+
+    EasyEdit replaces modules and returns the model in a wrapper that it wants back for the next
+    edit. It looks up the last token of a text, when it edits that of the target.
+    """
+
+    name = "MELO"
+    one_by_one: ClassVar[bool] = True
+    one_request_a_call: ClassVar[bool] = True
+
+    def settings_from(self, values: dict[str, Any]) -> dict[str, Any]:
+        kinds = typing.get_type_hints(self.hparams_class())
+        for part in ("grace", "model", "lora"):
+            values[part] = kinds[part](**values[part])
+        values["model"].name = values["model"].tokenizer_name = self.bench.model_name
+        # The tokenizer of a classifier that EasyEdit loads and does not use.
+        values["lora"].cls_name = self.bench.model_name
+        return values
+
+    def start(self, model: Any) -> None:
+        super().start(model)
+        self.modules = dict(model.named_modules())
+        self.wrapper = model
+
+    def apply(self, tok: Any, requests: list[dict[str, Any]]) -> Any:
+        model, self.model = self.model, self.wrapper
+        self.wrapper = super().apply(tok, requests)
+        return model
+
+    def state_bytes(self) -> int:
+        clusters = self.wrapper.model.get_submodule(self.wrapper.grace_layer).VecDB.table
+        return super().state_bytes() + sum(
+            t.numel() * t.element_size()
+            for t in tensors_in([vars(c) if hasattr(c, "__dict__") else c for c in clusters])
+        )
+
+    def stop(self) -> None:
+        for name, module in self.modules.items():
+            if name and self.model.get_submodule(name) is not module:
+                self.model.set_submodule(name, module)
+        del self.modules, self.wrapper
         super().stop()
 
 

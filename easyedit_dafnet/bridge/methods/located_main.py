@@ -10,8 +10,10 @@ from typing import Any, ClassVar
 import torch
 
 from ...bench.method import Need, Request
-from .host_method import clean_state
-from .located import LocatedMethod
+from ...dafnet_hparams import SettingsError
+from .host_method import HostMethod, clean_state
+from .located import MEMIT, ROME, LocatedMethod
+from .state import tensors_in
 
 
 class UnmarkedMethod(LocatedMethod):
@@ -85,8 +87,95 @@ class AlphaEdit(NullSpaceMethod):
     host_module = "easyeditor.models.alphaedit.AlphaEdit_main"
 
 
+class SPHERE(NullSpaceMethod):
+    """AlphaEdit with updates kept away from the weights' principal directions."""
+
+    name = "SPHERE"
+    host_module = "easyeditor.models.SPHERE.SPHERE_main"
+
+
 class EMMET(LocatedMethod):
     """arXiv 2403.14236."""
 
     name = "EMMET"
     reads_output_embeddings = True
+
+
+class RROME(ROME):
+    """ROME with the same keys on both sides of its formula, arXiv 2403.07175."""
+
+    name = "R-ROME"
+
+
+class PMET(LocatedMethod):
+    """arXiv 2308.08742."""
+
+    name = "PMET"
+    reads_output_embeddings = True
+
+    def moment_modules(self, hparams: Any) -> list[str]:
+        return [m.format(layer) for m in hparams.rewrite_module_tmps for layer in hparams.layers]
+
+    def as_asked(self, request: Request) -> dict[str, Any]:
+        """EasyEdit puts a space before the target for models with "gpt" in their name only."""
+        asked = super().as_asked(request)
+        return {**asked, "target_new": " " + asked["target_new"].lstrip()}
+
+
+class MEMITFE(LocatedMethod):
+    """MEMIT with a target for every layer (EasyEdit's README names no paper)."""
+
+    name = "MEMIT-FE"
+    reads_output_embeddings = True
+
+
+class EAMET(LocatedMethod):
+    """MEMIT with keys and residuals aligned (Robust Massive Model Editing, EAMET)."""
+
+    name = "EAMET"
+    reads_output_embeddings = True
+
+
+class CORE(LocatedMethod):
+    """arXiv 2505.23026."""
+
+    name = "CORE"
+    reads_output_embeddings = True
+
+
+class SimIE(UnmarkedMethod):
+    """Edits of a base method, made to hold together over a stream (ICML 2025).
+
+    EasyEdit takes the base method's settings from the file that stands beside, in the folder of the
+    base method's name.
+    """
+
+    name = "SimIE"
+    BASES: ClassVar[dict[str, type[LocatedMethod]]] = {"ROME": ROME, "MEMIT": MEMIT}
+
+    def load_hparams(self) -> Any:
+        hparams = HostMethod.load_hparams(self)
+        if hparams.base_method not in self.BASES:
+            raise SettingsError(
+                f"SimIE is run on {' or '.join(self.BASES)} here, and not on "
+                f"{hparams.base_method!r}: set base_method to one of them."
+            )
+        file = Path(self.settings.get("hparams") or self.default_hparams())
+        base_file = file.parents[1] / hparams.base_method / file.name
+        self.base = self.BASES[hparams.base_method](self.bench, {"hparams": str(base_file)})
+        hparams._base_hparams = self.base.hparams
+        return hparams
+
+    def needs(self) -> list[Need]:
+        return self.base.needs()
+
+    def prepare(self) -> None:
+        self.base.prepare()
+
+    def start(self, model: Any) -> None:
+        super().start(model)
+        self.hparams._simie_instance = None
+
+    def state_bytes(self) -> int:
+        tensors = tensors_in(vars(self.hparams._simie_instance or object()))
+        return sum(t.numel() * t.element_size() for t in tensors)

@@ -16,10 +16,11 @@ from easyedit_dafnet.bench.records import EditRecord, Probe
 from easyedit_dafnet.bridge.host import host_info
 from easyedit_dafnet.bridge.methods import HostMethod, host_methods
 from easyedit_dafnet.bridge.methods.located_main import single_mention
-from easyedit_dafnet.dafnet_hparams import SettingsError
+from easyedit_dafnet.dafnet_hparams import SettingsError, shipped
 from tests.tiny import TEXT
 
 from .conftest import LOCATED, REQUESTS, weights
+from .conftest import SETTINGS as PLAIN_SETTINGS
 
 pytestmark = pytest.mark.skipif(
     host_info().kind != "main", reason="needs EASYEDIT_HOME, a checkout of EasyEdit's git main"
@@ -79,6 +80,54 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "replay": False,
     },
 }
+MELO = yaml.safe_load((shipped("hparams") / "MELO" / "smollm2-135m.yaml").read_text())
+MELO["grace"] |= {"num_iter": 5, "edit_lr": 0.05, "num_block": 4}
+MELO["model"] |= {
+    "target_modules": ["model.layers.1.mlp.up_proj"],
+    "grace_layer": "model.layers.0.mlp.up_proj",
+}
+LATE = {**MOMENTS, "layers": [0, 1]}
+SETTINGS |= {
+    "SPHERE": {**SETTINGS["AlphaEdit"], "cumulative_ratio": 0.5, "suppression_strength": 0.5},
+    "R-ROME": {**LOCATED, "layers": [1], "context_template_length_params": [[3, 5]]},
+    "PMET": {
+        **LATE,
+        "mlp_module_tmp": "model.layers.{}.mlp.down_proj",
+        "attn_module_tmp": "model.layers.{}.self_attn.o_proj",
+        "rewrite_module_tmps": ["model.layers.{}.mlp.down_proj"],
+        "nll_loss_factor": 1,
+    },
+    "MEMIT-FE": {**LATE, "layers": [1]},
+    "EAMET": {
+        **LATE,
+        "mom2_update_weight": [0.1, 0.1],
+        "ks_bs": 1,
+        "clamp_ks_factor": 1,
+        "cs_factor": 1,
+        "mse_factor": 1,
+        "tau": 0.07,
+        "norm_factor": 0.001,
+        "delta_init": "target_init",
+        "weight_decay_method": "norm",
+    },
+    "CORE": LATE,
+    "SimIE": {
+        "base_method": "ROME",
+        "lamHyper": 0.001,
+        "init_model": True,
+        "solver": "LU",
+        "fast": False,
+        "fp16": False,
+        "max_length": 40,
+        "model_parallel": False,
+    },
+    "MELO": MELO,
+    "DPO": {
+        **yaml.safe_load((shipped("hparams") / "DPO" / "smollm2-135m.yaml").read_text()),
+        "lr": 0.01,
+        "num_steps": 10,
+    },
+}
 NAMES = list(SETTINGS)
 Maker = Callable[..., Any]
 #: What grows with every edit; the others keep nothing, or always the same.
@@ -108,8 +157,12 @@ def make(llama: Path, tmp_path: Path) -> Maker:
             TRAIN,
             tmp_path / "prepared" / name,
         )
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(yaml.safe_dump({"alg_name": name, **SETTINGS[name]}))
+        for each in (name, "ROME"):  # SimIE's base method
+            file = tmp_path / each / "tiny.yaml"
+            file.parent.mkdir(exist_ok=True)
+            given = SETTINGS[name] if each == name else PLAIN_SETTINGS[each]
+            file.write_text(yaml.safe_dump({"alg_name": each, **given}))
+        file = tmp_path / name / "tiny.yaml"
         method = host_methods()[name](bench, {"hparams": str(file), **settings})
         method.prepare()
         assert all(need.state == "ready" for need in method.needs())

@@ -1,9 +1,10 @@
-"""EasyEdit's methods whose edits build on statistics of the edits before: UltraEdit."""
+"""Methods of EasyEdit's git main that change weights and do not look for the subject."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from ...bench.method import Request
 from .host_method import HostMethod
 
 
@@ -31,3 +32,19 @@ class UltraEdit(HostMethod):
             return 0
         statistics = self.executor.alg.lifelong_normalizer.buffers()
         return sum(tensor.numel() * tensor.element_size() for tensor in statistics)
+
+
+class DPO(HostMethod):
+    """Low-rank adapters that prefer the new answer to the old one, arXiv 2305.18290.
+
+    EasyEdit starts another adapter with each call: the one before is merged into the weights.
+    """
+
+    name = "DPO"
+    note = "each edit's adapter is merged into the weights before the next edit"
+
+    def as_asked(self, request: Request) -> dict[str, Any]:
+        return {**request, "target_neg": request["ground_truth"]}
+
+    def apply(self, tok: Any, requests: list[dict[str, Any]]) -> Any:
+        return super().apply(tok, requests).merge_and_unload()
