@@ -156,16 +156,22 @@ class Estimates:
         self, folder: RunFolder, cells: Iterable[Cell], edits: Callable[[Cell], int]
     ) -> None:
         """cells: the whole plan; edits: how many edits a cell has."""
-        self.edits = edits
+        cells = list(cells)
+        self.folder, self.edits = folder, edits
+        self.labels = list(dict.fromkeys(cell.label for cell in cells))
         self.costs: dict[str, list[Cost]] = {}
         self.sanity: dict[str, Cost] = {}
-        cells = list(cells)
-        for label in dict.fromkeys(cell.label for cell in cells):
-            result = read_json(folder.sanity(label))
-            if result is not None and result["status"] == "done":
-                self.sanity[label] = Cost.of(result)
         for cell, result in folder.results(cells):
             self.add(cell, result)
+        self.look_at_sanity()
+
+    def look_at_sanity(self) -> None:
+        """The sanity cells are all there is to go by before a method's first cell ends."""
+        for label in self.labels:
+            if label not in self.sanity and label not in self.costs:
+                result = read_json(self.folder.sanity(label))
+                if result is not None and result["status"] == "done":
+                    self.sanity[label] = Cost.of(result)
 
     def add(self, cell: Cell, result: Mapping[str, Any]) -> None:
         if result["status"] == "done":

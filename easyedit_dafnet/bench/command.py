@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from .cells import Cell, Estimates, RunFolder
+from .cells import Cell, Estimates, RunFolder, read_json
 from .engines import Workers, run_on_slurm
 from .environment import command_line
 from .preflight import Preflight, quiet
@@ -26,6 +26,8 @@ from .worker import Job
 
 #: Options that are the suite's settings of the same name.
 SETTINGS = {f.name for f in fields(Suite)}
+#: Without any of these a command goes on with the plan that is there.
+PLANNED = ("suite", "data", "methods", "num_edits", "streams")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,15 +38,19 @@ def run(args: argparse.Namespace) -> int:
         raise SuiteError(f"--jobs is {args.jobs}; it must be at least 1.")
     cluster = dict(_pair("--slurm", entry) for entry in args.slurm)
     selection = [_selection(entry) for entry in args.only]
-    suite = read_settings(args, folder)
+    older = Run.load(folder)
+    suite = read_settings(args, older)
     transformers.logging.set_verbosity_error()
     with quiet(folder):
         preflight = Preflight.check(suite, folder, strict=args.methods is not None)
     for table in preflight.tables():
         console.print(table)
     mine = preflight.run(command_line())
+    if older and all(getattr(args, name) is None for name in PLANNED):
+        rest = (c for c in older.cells if c.label in mine.methods and c.data in mine.data)
+        mine = replace(mine, cells=tuple(rest))
     with folder.lock("suite"):
-        older = Run.load(folder)
+        older = Run.load(folder)  # another command may have been faster
         plan = mine.merge(older, folder.suite) if older else mine
         if not mine.cells:
             raise SuiteError("Nothing can run: the tables say what is missing.")
@@ -53,13 +59,11 @@ def run(args: argparse.Namespace) -> int:
     cells = [c for c in mine.cells if not selection or any(fits(c, s) for s in selection)]
     if not cells:
         raise SuiteError(f"--only {' '.join(args.only)} fits none of the {len(mine.cells)} cells.")
-    console.print(plan_table(folder, suite, cells))
+    console.print(plan_table(folder, suite, cells, args.jobs))
     if args.dry_run:
         return 0
     if args.retry_failed:
-        for cell, result in folder.results(cells):
-            if result["status"] == "failed":
-                folder.result(cell).unlink()
+        retry(folder, cells)
     for status in folder.workers.glob("*.json"):  # of workers that were killed
         status.unlink()
 
@@ -86,6 +90,15 @@ def run(args: argparse.Namespace) -> int:
     return summarise(watch, folder, cells, args.out, console)
 
 
+def retry(folder: RunFolder, cells: Sequence[Cell]) -> None:
+    """Forget what failed."""
+    paths = [folder.sanity(label) for label in {cell.label for cell in cells}]
+    for path in (*paths, *map(folder.result, cells)):
+        result = read_json(path)
+        if result is not None and result["status"] == "failed":
+            path.unlink()
+
+
 def summarise(
     watch: Watch, folder: RunFolder, cells: Sequence[Cell], out: Path, console: Console
 ) -> int:
@@ -104,17 +117,16 @@ def summarise(
     return 1 if failed else 0
 
 
-def read_settings(args: argparse.Namespace, folder: RunFolder) -> Suite:
-    """The suite's file, or what the folder was last asked for, overruled by the options."""
+def read_settings(args: argparse.Namespace, older: Run | None) -> Suite:
+    """The suite's file, or all that the folder was asked for, overruled by the options."""
     given = {
         name: value for name, value in vars(args).items() if name in SETTINGS and value is not None
     }
-    older = Run.load(folder)
     base: Mapping[str, Any] = {}
     if args.suite:
         base = read_suite_file(suite_file(args.suite))
     elif older:
-        base = older.asked
+        base = older.everything()
     suite = Suite.read({**base, **given}).absolute(Path.cwd())
     if not suite.methods:
         raise SuiteError("Which methods? Name them with --methods, or a --suite.")
@@ -147,14 +159,14 @@ def fits(cell: Cell, selection: Mapping[str, Any]) -> bool:
 # -- Plan -----------------------------------------------------------------------------------------
 
 
-def plan_table(folder: RunFolder, suite: Suite, cells: Sequence[Cell]) -> Table:
+def plan_table(folder: RunFolder, suite: Suite, cells: Sequence[Cell], jobs: int) -> Table:
     """Cells by method and length, and how long the open ones will take one after another."""
     estimates = Estimates(folder, cells, suite.edits)
     lengths = sorted({cell.num_edits for cell in cells})
     table = Table("method", title="Cells: done/planned by number of edits", title_justify="left")
     for length in lengths:
         table.add_column(str(length), justify="right")
-    table.add_column("the open ones", justify="right")
+    table.add_column("time left", justify="right")
     for label in dict.fromkeys(cell.label for cell in cells):
         mine = [cell for cell in cells if cell.label == label]
         open_cells = set(folder.open_cells(mine))
@@ -164,6 +176,9 @@ def plan_table(folder: RunFolder, suite: Suite, cells: Sequence[Cell]) -> Table:
             done = sum(cell not in open_cells for cell in these)
             row.append(f"{done}/{len(these)}" if these else "")
         table.add_row(label, *row, expected(open_cells, estimates))
+    table.add_section()
+    rest = expected(folder.open_cells(cells), estimates, jobs)
+    table.add_row("all" if jobs == 1 else f"all, by {jobs} workers", *[""] * len(lengths), rest)
     return table
 
 

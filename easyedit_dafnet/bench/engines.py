@@ -31,7 +31,7 @@ from .worker import START_AFRESH, Job, fail, status_path
 
 DEATHS = 2  #: of workers on one cell, after which it counts as failed
 GRACE = 10.0  #: seconds for stopped workers to write what they have
-POLL = 0.2  #: seconds
+POLL = 0.5  #: seconds
 
 
 @dataclass
@@ -241,7 +241,7 @@ def run_on_slurm(
     try:
         while not all(task.done() for task in submitted):
             tick()
-            time.sleep(10 * POLL)
+            time.sleep(4 * POLL)
     except BaseException:
         for task in submitted:
             task.cancel()

@@ -33,7 +33,7 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(["easyedit-dafnet", *sys.argv[1:]])
 
 
 def host_version() -> str | None:

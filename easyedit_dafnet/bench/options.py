@@ -64,6 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu (default) or cuda")
     add("--dtype", choices=["float32", "float16", "bfloat16"], help="the model's (float32)")
     add("--capability", nargs="+", metavar="TASK", help="tasks of lm-evaluation-harness")
+    add("--capability-limit", type=int, metavar="K", help="questions of each, 0 for all (100)")
     how = parser.add_argument_group("how to run it")
     add = how.add_argument
     add("--jobs", type=int, default=1, metavar="J", help="workers at the same time (1)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -42,6 +43,7 @@ class Preflight:
             "batch_size": suite.batch_size,
             "single_edits": suite.single_edits,
             "capability": list(suite.capability),
+            "capability_limit": suite.capability_limit if suite.capability else 0,
             "text": text.name,
             "perplexity_passages": suite.perplexity_passages,
             "train": digest(train),
@@ -53,6 +55,12 @@ class Preflight:
             except (OSError, ValueError, ImportError) as error:
                 found.reasons[name] = str(error)
         check_train(train, found.sets)
+        if suite.capability and importlib.util.find_spec("lm_eval") is None:
+            raise ImportError(
+                "--capability needs lm-evaluation-harness: "
+                "pip install 'easyedit_dafnet[capability]'."
+            )
+        bench = workbench(suite, folder, "", text, train)
         for method in suite.methods:
             try:
                 factory = find_method(method.name)
@@ -65,8 +73,8 @@ class Preflight:
                 found.reasons[method.label] = reason
                 continue
             try:
-                bench = workbench(suite, folder, method.label, text, train)
-                needs = factory(bench, method.settings).needs()
+                own = replace(bench, folder=folder.prepared(method.label))
+                needs = factory(own, method.settings).needs()
             except (OSError, ValueError, ImportError) as error:
                 found.reasons[method.label] = str(error)
                 continue
@@ -84,7 +92,7 @@ class Preflight:
         return Run(
             common=self.common,
             data={name: data.describe() for name, data in self.sets.items()},
-            methods={m.label: {"name": m.name, "settings": dict(m.settings)} for m in methods},
+            methods={m.label: m.to_mapping() for m in methods},
             cells=tuple(cells),
             left_out=self.reasons | too_long,
             asked=self.suite.to_mapping(),

@@ -64,6 +64,7 @@ class Watch:
     # ---- views ----------------------------------------------------------------------------------
 
     def _collect(self, quietly: bool) -> None:
+        self.estimates.look_at_sanity()
         for cell in self.cells:
             if cell in self.results:
                 continue
@@ -81,7 +82,7 @@ class Watch:
         total = sum(map(self.suite.edits, self.cells))
         parts = [f"{done + failed}/{len(self.cells)} cells", f"{edits}/{total} edits"]
         parts += [f"{failed} failed"] if failed else []
-        return ", ".join([*parts, self.time_left()])
+        return ", ".join([*parts, f"left: {self.time_left()}"])
 
     def _view(self) -> Group:
         edits = sum(self.suite.edits(cell) for cell in self.results)
@@ -94,7 +95,9 @@ class Watch:
             place = f"{status['done']}/{status['edits']}" if status["edits"] else ""
             doing = status["cell"] or status["label"]
             workers.add_row(f"  {status['host']}-{status['pid']}", doing, status["step"], place)
-        return Group(Text(self._line()), ProgressBar(max(1, total), edits, width=60), workers)
+        bar = Table.grid()
+        bar.add_row(ProgressBar(max(1, total), edits, width=60))
+        return Group(Text(self._line()), bar, workers)
 
 
 def _outcome(result: dict[str, Any]) -> str:
@@ -110,11 +113,11 @@ def expected(cells: Iterable[Cell], estimates: Estimates, jobs: int = 1) -> str:
     seconds = [estimates.seconds(cell) for cell in cells]
     known = [s for s in seconds if s is not None]
     if not seconds:
-        return "nothing left"
+        return "nothing"
     if not known:
-        return "time left not known yet"
-    more = "at least " if len(known) < len(seconds) else "about "
-    return f"{more}{duration(sum(known) / jobs)} left"
+        return "not known yet"
+    more = "at least" if len(known) < len(seconds) else "about"
+    return f"{more} {duration(sum(known) / jobs)}"
 
 
 def duration(seconds: float) -> str:

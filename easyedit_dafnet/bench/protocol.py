@@ -42,6 +42,7 @@ class Protocol:
     text: Sequence[str]
     before: Mapping[str, Any] | None
     capability: Sequence[str]
+    capability_limit: int
     device: str
     progress: Callable[[str, int], None]
 
@@ -93,7 +94,8 @@ class Protocol:
     def _capability(self) -> dict[str, Any]:
         from .capability import capability
 
-        return capability(self.method.model, self.scorer.tok, self.capability)
+        model, tok = self.method.model, self.scorer.tok
+        return capability(model, tok, self.capability, self.capability_limit or None)
 
     def _edit(self, batch: Sequence[EditRecord]) -> float:
         """Seconds that it took."""

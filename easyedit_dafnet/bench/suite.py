@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -70,7 +71,8 @@ class Suite:
     streams: a number for all lengths, or one for each; lengths not named get 1.
     single_edits: records in a cell of N = 1. text: a file of plain text ("": the embedded one).
     train: files or names of records for methods that are trained. perplexity_passages: how many
-    passages measure perplexity; 0 for none. capability: tasks of lm-evaluation-harness.
+    passages measure perplexity; 0 for none. capability: tasks of lm-evaluation-harness, names or
+    files; capability_limit: questions of each, 0 for all.
     """
 
     model: str = "smollm2"
@@ -88,6 +90,7 @@ class Suite:
     device: str = "cpu"
     dtype: str = "float32"
     capability: tuple[str, ...] = ()
+    capability_limit: int = 100
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Suite:
@@ -106,7 +109,7 @@ class Suite:
                     values[name] = _streams(value)
                 case "batch_size" | "single_edits":
                     values[name] = _number(name, value, 1)
-                case "seed" | "perplexity_passages":
+                case "seed" | "perplexity_passages" | "capability_limit":
                     values[name] = _number(name, value, 0)
                 case "train" | "capability" | "data_dir":
                     texts = [] if value is None else [value] if isinstance(value, str) else value
@@ -133,6 +136,7 @@ class Suite:
             data_dir=tuple(map(absolute, self.data_dir)),
             text=absolute(self.text),
             train=tuple(t if t in data_names() else absolute(t) for t in self.train),
+            capability=tuple(absolute(t) if Path(t).suffix else t for t in self.capability),
         )
 
     def to_mapping(self) -> dict[str, Any]:
@@ -266,7 +270,7 @@ class Run:
     """What suite.json holds: the plan of all commands on one folder, and what it rests on.
 
     common: what results of one folder must have in common. data: by name, the source and what
-    identifies the records; methods: by label, name and settings. left_out: reasons by what is not
+    identifies the records; methods: by label, the suite's entries. left_out: reasons by what is not
     in the plan. asked: the last command's settings.
     """
 
@@ -300,6 +304,11 @@ class Run:
         ]
         content = {f.name: getattr(self, f.name) for f in fields(self)} | {"cells": plan}
         write_json(folder.suite, {"format": FORMAT, "protocol": PROTOCOL, **content})
+
+    def everything(self) -> dict[str, Any]:
+        """What `Suite.read` takes, with the methods and data of all commands."""
+        sets = {name: entry["path"] for name, entry in self.data.items()}
+        return {**self.asked, "methods": list(self.methods.values()), "data": sets}
 
     def merge(self, older: Run, path: Path) -> Run:
         """The plan of both. Raises SuiteError when their results could not stand side by side."""
@@ -336,8 +345,9 @@ class Run:
 
 
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """A data set may lie elsewhere today; its records tell."""
-    return {key: value for key, value in entry.items() if key != "path"}
+    """What results rest on. A data set may lie elsewhere today; its records tell."""
+    kept = {k: v for k, v in entry.items() if k not in ("path", "num_edits", "streams")}
+    return json.loads(json.dumps(kept, default=str))
 
 
 def _short(value: Any) -> str:

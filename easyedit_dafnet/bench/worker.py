@@ -278,6 +278,7 @@ class Worker:
             text=text,
             before=before,
             capability=self.suite.capability if text is self.text.perplexity else (),
+            capability_limit=self.suite.capability_limit,
             device=self.suite.device,
             progress=self.status.show,
         )

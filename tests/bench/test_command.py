@@ -339,6 +339,7 @@ def test_the_plan_grows_and_results_stay(bench: Bench, capsys: pytest.CaptureFix
     assert main(["bench", "--out", str(folder.path), "--streams", "2"]) == 0
     assert set(results(folder)) == {f"nudge/n{n}-s{s}" for n in (1, 4) for s in (0, 1)}
     assert results(folder)["nudge/n4-s0"] == first["nudge/n4-s0"]
+    assert main(["bench", "--out", str(folder.path), "--methods", "wrapper", "--dry-run"]) == 0
 
     capsys.readouterr()
     assert main(["bench", "--out", str(folder.path), "--single-edits", "3"]) == 1
