@@ -58,6 +58,8 @@ def files_below(folder: str) -> set[str]:
 def test_wheel_has_the_settings_and_checkpoints_and_no_tests(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"easyedit_dafnet/{name}" for name in files_below("hparams")} <= names
+    suites = {name.removeprefix("benchmarks/") for name in files_below("benchmarks/suites")}
+    assert {f"easyedit_dafnet/{name}" for name in suites} <= names
     assert files_below("easyedit_dafnet") <= names
     assert {n.split("/")[0].split("-")[0] for n in names} == {"easyedit_dafnet"}
 

@@ -102,6 +102,8 @@ class Workers:
 
     def _next_label(self) -> str | None:
         """A method with free cells, rather one that no other worker is on."""
+        if self.job.deadline is not None and time.time() > self.job.deadline:
+            return None
         busy = Counter(child.job.label for child in self.children.values())
         labels: Counter[str] = Counter(
             cell.label for cell in self.folder.open_cells(self.job.cells)

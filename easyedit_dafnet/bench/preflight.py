@@ -100,7 +100,7 @@ class Preflight:
         )
 
     def tables(self) -> Iterator[Table]:
-        data = Table("data set", "records", "usable", "", title="Data", title_justify="left")
+        data = _table("Data", "data set", "records", "usable")
         for name in self.suite.data:
             if name in self.sets:
                 found = self.sets[name]
@@ -110,7 +110,7 @@ class Preflight:
             else:
                 data.add_row(name, "", "", f"left out: {self.reasons[name]}")
         yield data
-        methods = Table("method", "needs", "", "", title="Methods", title_justify="left")
+        methods = _table("Methods", "method", "needs", "")
         for method in self.suite.methods:
             needs = self.needs.get(method.label)
             if needs is None:
@@ -120,6 +120,15 @@ class Preflight:
                 state = "missing: left out" if need.state == "missing" else need.state
                 methods.add_row(label, need.what, state, need.detail)
         yield methods
+
+
+def _table(title: str, *columns: str) -> Table:
+    """With a last column for reasons, which alone may take several lines."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
 
 
 @contextlib.contextmanager

@@ -71,7 +71,7 @@ class Wrapper(Nudge):
 
     def edit(self, requests):
         super().edit(requests)
-        self.model.extra = torch.nn.Linear(2, 2)
+        self.model.extra = torch.nn.Identity()
 
 
 def nothing_here():
