@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     suite = read_settings(args, older)
     transformers.logging.set_verbosity_error()
     with quiet(folder):
-        preflight = Preflight.check(suite, folder, strict=args.methods is not None)
+        preflight = Preflight.check(suite, folder, older, strict=args.methods is not None)
     for table in preflight.tables():
         console.print(table)
     mine = preflight.run(command_line())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -77,29 +77,25 @@ def digest(values: Sequence[Any]) -> str:
 
 
 class TrainingRecords(Sequence[EditRecord]):
-    """The records to train on, read when first asked for: most methods never do."""
+    """The records to train on, read when first asked for: most methods never do.
 
-    def __init__(self, suite: Suite) -> None:
-        self.sources = suite.train
+    Those whose prompt is evaluated are left out. sets: all data sets that are evaluated.
+    """
+
+    def __init__(self, sources: Sequence[str], sets: Callable[[], Iterable[DataSet]]) -> None:
+        self.sources, self.sets = sources, sets
+        self.left_out = 0
 
     @cached_property
     def records(self) -> list[EditRecord]:
-        return [record for source in self.sources for record in load_data(source)]
+        given = [record for source in self.sources for record in load_data(source)]
+        evaluated = {record.prompt for data in self.sets() for record in data.records}
+        kept = [record for record in given if record.prompt not in evaluated]
+        self.left_out = len(given) - len(kept)
+        return kept
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records) if self.sources else 0
 
     def __getitem__(self, index: Any) -> Any:
         return self.records[index]
-
-
-def check_train(train: Sequence[EditRecord], sets: dict[str, DataSet]) -> None:
-    """Raises SuiteError when a record to train on is one that is evaluated."""
-    prompts = {record.prompt for record in train}
-    for name, data in sets.items():
-        shared = sum(record.prompt in prompts for record in data.records)
-        if shared:
-            raise SuiteError(
-                f"train: {shared} of the {len(data.records)} records of {name} have a prompt that "
-                "is trained on, too; give records that are not evaluated."
-            )

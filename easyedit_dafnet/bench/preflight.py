@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from rich.table import Table
 
 from .cells import RunFolder
-from .materials import DataSet, Passages, TrainingRecords, check_train, digest
+from .environment import host_version
+from .materials import DataSet, Passages, TrainingRecords, digest
 from .method import Need
 from .registry import UnknownMethod, find_method, unavailable
 from .suite import Run, Suite
@@ -23,19 +24,35 @@ class Preflight:
     """needs: by method; sets: by name; reasons: why a method or a data set is left out."""
 
     suite: Suite
-    common: Mapping[str, object]
+    train: TrainingRecords
+    common: Mapping[str, object] = field(default_factory=dict)
     needs: dict[str, list[Need]] = field(default_factory=dict)
     sets: dict[str, DataSet] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def check(cls, suite: Suite, folder: RunFolder, strict: bool) -> Preflight:
+    def check(cls, suite: Suite, folder: RunFolder, older: Run | None, strict: bool) -> Preflight:
         """Look at everything; raises ValueError, OSError or ImportError where nothing can run.
 
-        strict: an unknown method is an error. The suites name methods that some hosts lack.
+        older: what was run in the folder. strict: an unknown method is an error; the suites name
+        methods that some hosts lack.
         """
-        text, train = Passages.load(suite), TrainingRecords(suite)
-        common = {
+        text = Passages.load(suite)
+        earlier = older.data if older else {}
+
+        def evaluated() -> list[DataSet]:
+            others = [name for name in earlier if name not in found.sets]
+            sets = [DataSet.find(name, str(earlier[name]["path"]), ()) for name in others]
+            return [*found.sets.values(), *sets]
+
+        train = TrainingRecords(suite.train, evaluated)
+        found = cls(suite, train)
+        for name, path in suite.data.items():
+            try:
+                found.sets[name] = DataSet.find(name, path, suite.data_dir)
+            except (OSError, ValueError, ImportError) as error:
+                found.reasons[name] = str(error)
+        found.common = {
             "model": fingerprint(model_path(suite.model)),
             "device": suite.device.split(":")[0],
             "dtype": suite.dtype,
@@ -46,15 +63,8 @@ class Preflight:
             "capability_limit": suite.capability_limit if suite.capability else 0,
             "text": text.name,
             "perplexity_passages": suite.perplexity_passages,
-            "train": digest(train),
+            "train": digest(list(train)),
         }
-        found = cls(suite, common)
-        for name, path in suite.data.items():
-            try:
-                found.sets[name] = DataSet.find(name, path, suite.data_dir)
-            except (OSError, ValueError, ImportError) as error:
-                found.reasons[name] = str(error)
-        check_train(train, found.sets)
         if suite.capability and importlib.util.find_spec("lm_eval") is None:
             raise ImportError(
                 "--capability needs lm-evaluation-harness: "
@@ -64,10 +74,11 @@ class Preflight:
         for method in suite.methods:
             try:
                 factory = find_method(method.name)
-            except UnknownMethod as error:
+            except UnknownMethod:
                 if strict:
                     raise
-                found.reasons[method.label] = str(error)
+                host = host_version() or "Python without EasyEdit"
+                found.reasons[method.label] = f"{host} has no method {method.name!r}"
                 continue
             if reason := unavailable(method.name):
                 found.reasons[method.label] = reason
@@ -109,6 +120,11 @@ class Preflight:
                 data.add_row(name, str(kept + found.dropped), str(kept), note)
             else:
                 data.add_row(name, "", "", f"left out: {self.reasons[name]}")
+        if self.train.sources:
+            note = f"{self.train.left_out} that are evaluated" if self.train.left_out else ""
+            kept = len(self.train)
+            total = str(kept + self.train.left_out)
+            data.add_row("to train on", total, str(kept), f"left out: {note}" if note else "")
         yield data
         methods = _table("Methods", "method", "needs", "")
         for method in self.suite.methods:

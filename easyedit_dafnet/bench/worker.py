@@ -148,7 +148,11 @@ class Worker:
         self.data: dict[str, DataSet] = {}
         self.text = Passages.load(self.suite)
         self.bench = workbench(
-            self.suite, self.folder, job.label, self.text, TrainingRecords(self.suite)
+            self.suite,
+            self.folder,
+            job.label,
+            self.text,
+            TrainingRecords(self.suite.train, self.all_data),
         )
         self.scorer = Scorer(self.bench.tok)
         self.environment = environment(self.suite.device) | {"command": job.command}
@@ -158,7 +162,10 @@ class Worker:
 
     # ---- records --------------------------------------------------------------------------------
 
-    def records(self, name: str) -> Sequence[EditRecord]:
+    def all_data(self) -> list[DataSet]:
+        return [self.data_set(name) for name in self.plan.data]
+
+    def data_set(self, name: str) -> DataSet:
         if name not in self.data:
             planned = self.plan.data[name]
             path = self.suite.data.get(name) or planned["path"]
@@ -166,12 +173,12 @@ class Worker:
             if data.describe()["digest"] != planned["digest"]:
                 raise SuiteError(f"The records of {name} have changed since the run began.")
             self.data[name] = data
-        return self.data[name].records
+        return self.data[name]
 
     def stream(self, cell: Cell) -> list[EditRecord]:
-        records = self.records(cell.data)
-        count = min(self.suite.edits(cell), self.data[cell.data].most_edits)
-        return draw(records, count, stream_seed(self.suite.seed, cell.data, cell.stream))
+        data = self.data_set(cell.data)
+        count = min(self.suite.edits(cell), data.most_edits)
+        return draw(data.records, count, stream_seed(self.suite.seed, cell.data, cell.stream))
 
     def unedited(self, cell: Cell, records: Sequence[EditRecord]) -> dict[str, Any]:
         """What the unedited model says of the records, from the file that all workers fill.
@@ -293,9 +300,9 @@ class Worker:
             if path.exists():
                 return True
             name = next(iter(self.plan.data))
-            pool = self.records(name)
-            count = min(SANITY_EDITS, self.data[name].most_edits)
-            records = draw(pool, count, stream_seed(self.suite.seed, name, SANITY_STREAM))
+            data = self.data_set(name)
+            count = min(SANITY_EDITS, data.most_edits)
+            records = draw(data.records, count, stream_seed(self.suite.seed, name, SANITY_STREAM))
             cell = {"data": name, "num_edits": 1, "stream": "sanity", "batch_size": 1}
             seed = Cell(1, SANITY_STREAM, name, self.job.label).random_seed(self.suite.seed)
             self.status.show("sanity", done=0, cell="sanity", edits=len(records))

@@ -226,7 +226,7 @@ def test_what_cannot_run_is_named(mixed: tuple[RunFolder, str, int]) -> None:
     left_out = json.loads(folder.suite.read_text())["left_out"]
     assert left_out["needy"] == "a telescope: ask its makers"
     assert left_out["absent"] == "it needs a moon"
-    assert "no method 'unheard-of'" in left_out["unheard-of"]
+    assert "has no method 'unheard-of'" in left_out["unheard-of"]
     assert "castles.json" in left_out["castles"]
     printed = re.sub(r"\W", "", output)  # without the table's lines and breaks
     for name in ("absent", "unheard-of", "castles"):
@@ -372,6 +372,23 @@ def test_edits_are_applied_in_batches(bench: Bench) -> None:
     assert len(seconds) == 5 and seconds[0] == seconds[1] and seconds[2] == seconds[3]
 
 
+def test_what_is_evaluated_is_not_trained_on(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = plugin.write_records(bench.home / "train.json", 50)
+    suite = bench.suite("trained", ["nudge"], num_edits=[4], train=str(train))
+    assert bench.run(suite, "--max-hours", "1e-9") == 0
+    assert re.search(r"to train on │ 50 +│ 10 +│ left out: 40 that are", capsys.readouterr().out)
+    # Data of earlier commands counts, too: the training set stays what it was.
+    other = plugin.write_records(bench.home / "few.json", 10)
+    options = ["--data", f"few={other}", "--max-hours", "1e-9"]
+    assert bench.run(suite, *options) == 0
+    assert re.search(r"to train on │ 50 +│ 10 ", capsys.readouterr().out)
+    options[1] = f"more={plugin.write_records(bench.home / 'more.json', 45)}"
+    assert bench.run(suite, *options) == 1
+    assert "made with another train" in capsys.readouterr().err
+
+
 # -- What is asked -------------------------------------------------------------------------------
 
 
@@ -398,7 +415,7 @@ def test_a_dry_run_shows_the_plan(bench: Bench, capsys: pytest.CaptureFixture[st
         (["--data", "castles=castles.json"], "Nothing can run: the tables say what is missing."),
         (["--num-edits", 0], "num_edits is 0"),
         (["--text", "no.txt"], "no.txt"),
-        (["--train", "houses=DATA"], "of the 40 records of houses have a prompt that"),
+        (["--train", "no.json"], "no.json"),
         (["--engine", "slurm", "--slurm", "gpu"], "--slurm 'gpu' is not of the form KEY=VALUE."),
     ],
 )
@@ -406,8 +423,7 @@ def test_wrong_options_are_one_sentence(
     bench: Bench, capsys: pytest.CaptureFixture[str], options: list[Any], message: str
 ) -> None:
     suite = bench.suite("wrong", ["nudge"])
-    given = [str(bench.data) if str(o).endswith("=DATA") else o for o in options]
-    assert bench.run(suite, *given) == 1
+    assert bench.run(suite, *options) == 1
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error
     assert results(bench.folder(suite)) == {}
