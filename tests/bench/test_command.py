@@ -34,6 +34,7 @@ class Bench:
 
     def __init__(self, home: Path) -> None:
         self.home = home
+        self.started: list[subprocess.Popen[str]] = []
         (home / "plugin").mkdir()
         self.plugin = plugin.install(home / "plugin")
         self.model = tiny_llama(home / "tiny-llama")
@@ -58,9 +59,11 @@ class Bench:
     def start(self, suite: Path, *options: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "easyedit_dafnet.cli", "bench", "--suite", suite]
         command += ["--out", self.home / suite.stem, *options]
-        return subprocess.Popen(
+        process = subprocess.Popen(
             list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
+        self.started.append(process)
+        return process
 
     def folder(self, suite: Path) -> RunFolder:
         return RunFolder(self.home / suite.stem)
@@ -75,6 +78,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
         paths = [str(made.plugin), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
         yield made
+    for process in made.started:
+        process.kill()
+        process.wait()
 
 
 def results(folder: RunFolder) -> dict[str, dict[str, Any]]:
@@ -103,7 +109,7 @@ def found(folder: RunFolder) -> dict[str, Any]:
     return kept
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], Any], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -143,7 +149,7 @@ def mixed(bench: Bench) -> tuple[RunFolder, str, int]:
         data={"houses": str(bench.data), "castles": str(bench.home / "castles.json")},
     )
     process = bench.start(suite, "--jobs", 2)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     return bench.folder(suite), output, process.returncode
 
 
@@ -300,14 +306,14 @@ def is_at_work(process: subprocess.Popen[str], folder: RunFolder) -> bool:
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_at_once(bench: Bench, stop: signal.Signals) -> None:
-    suite = bench.suite(f"stopped-{stop.name}", [{"name": "nudge", "settings": {"pause": 30}}])
+    suite = bench.suite(f"stopped-{stop.name}", [{"name": "nudge", "settings": {"pause": 300}}])
     folder = bench.folder(suite)
     process = bench.start(suite)
     wait_for(lambda: any(folder.logs.glob("nudge-*.log")) and "editing" in log_of(folder))
     start = time.monotonic()
     process.send_signal(stop)
-    output, _ = process.communicate(timeout=20)
-    assert time.monotonic() - start < 10
+    output, _ = process.communicate(timeout=120)
+    assert time.monotonic() - start < 100
     assert process.returncode == 130
     assert f"stopped; to go on: easyedit-dafnet bench --out {folder.path}" in output
     assert workers_of(folder) == [] and results(folder) == {}
