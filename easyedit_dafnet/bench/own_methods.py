@@ -69,8 +69,10 @@ class DAFNet(Method):
 
     @property
     def effective_settings(self) -> Mapping[str, Any]:
-        settings = asdict(self.hparams)
-        return settings | {"training": asdict(self.training)} if self.training else settings
+        settings = _of_the_method(self.hparams)
+        if self.training is None:
+            return settings
+        return settings | {"training": _of_the_method(self.training)}
 
     def needs(self) -> list[Need]:
         if self.training is None:
@@ -112,6 +114,13 @@ class DAFNet(Method):
         if hasattr(self.model, STATE):
             delattr(self.model, STATE)
         super().stop()
+
+
+def _of_the_method(hparams: DAFNetHyperParams | DAFNetTrainingHparams) -> dict[str, Any]:
+    """The settings without those that are this machine's; of the archive its name."""
+    where = {"model_name", "tokenizer_name", "device", "results_dir", "cache_gb"}
+    settings = {n: v for n, v in asdict(hparams).items() if n not in where}
+    return settings | {"archive": settings["archive"] and Path(settings["archive"]).name}
 
 
 def _overruled(hparams: S, given: Mapping[str, Any], own: Mapping[str, Any]) -> S:

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rich.table import Table
 
@@ -21,12 +22,14 @@ from .worker import workbench
 
 @dataclass
 class Preflight:
-    """needs: by method; sets: by name; reasons: why a method or a data set is left out."""
+    """needs, effective settings: by method; sets: by name; reasons: why a method or a data set is
+    left out."""
 
     suite: Suite
     train: TrainingRecords
     common: Mapping[str, object] = field(default_factory=dict)
     needs: dict[str, list[Need]] = field(default_factory=dict)
+    effective: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     sets: dict[str, DataSet] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -85,11 +88,13 @@ class Preflight:
                 continue
             try:
                 own = replace(bench, folder=folder.prepared(method.label))
-                needs = factory(own, method.settings).needs()
+                made = factory(own, method.settings)
+                needs = made.needs()
             except (OSError, ValueError, ImportError) as error:
                 found.reasons[method.label] = str(error)
                 continue
             found.needs[method.label] = needs
+            found.effective[method.label] = made.effective_settings
             missing = [f"{n.what}: {n.detail}" for n in needs if n.state == "missing"]
             if missing:
                 found.reasons[method.label] = "; ".join(missing)
@@ -103,7 +108,10 @@ class Preflight:
         return Run(
             common=self.common,
             data={name: data.describe() for name, data in self.sets.items()},
-            methods={m.label: m.to_mapping() for m in methods},
+            methods={
+                m.label: m.to_mapping() | {"effective": dict(self.effective[m.label])}
+                for m in methods
+            },
             cells=tuple(cells),
             left_out=self.reasons | too_long,
             asked=self.suite.to_mapping(),

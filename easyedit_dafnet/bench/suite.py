@@ -308,7 +308,9 @@ class Run:
     def everything(self) -> dict[str, Any]:
         """What `Suite.read` takes, with the methods and data of all commands."""
         sets = {name: entry["path"] for name, entry in self.data.items()}
-        return {**self.asked, "methods": list(self.methods.values()), "data": sets}
+        asked = [f.name for f in fields(MethodEntry)]
+        methods = [{n: v for n, v in m.items() if n in asked} for m in self.methods.values()]
+        return {**self.asked, "methods": methods, "data": sets}
 
     def merge(self, older: Run, path: Path) -> Run:
         """The plan of both. Raises SuiteError when their results could not stand side by side."""
@@ -327,7 +329,7 @@ class Run:
         for name, before, now in pairs:
             if before != now:
                 raise SuiteError(
-                    f"{path} was made with another {name}: {_short(before)}, now {_short(now)}. "
+                    f"{path} was made with another {name}: {_difference(before, now)}. "
                     "Results of both cannot be in one folder: choose another --out."
                 )
         methods = {**older.methods, **self.methods}
@@ -348,6 +350,14 @@ def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What results rest on. A data set may lie elsewhere today; its records tell."""
     kept = {k: v for k, v in entry.items() if k not in ("path", "num_edits", "streams")}
     return json.loads(json.dumps(kept, default=str))
+
+
+def _difference(before: Any, now: Any) -> str:
+    """`1, now 2`, and for settings the first that differs."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        name = next(n for n in (*now, *before) if before.get(n) != now.get(n))
+        return f"{name} {_difference(before.get(name), now.get(name))}"
+    return f"{_short(before)}, now {_short(now)}"
 
 
 def _short(value: Any) -> str:

@@ -360,6 +360,20 @@ def test_the_plan_grows_and_results_stay(bench: Bench, capsys: pytest.CaptureFix
         plugin.write_records(bench.data, 40)
 
 
+def test_results_of_other_settings_are_not_mixed(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A settings file may change between two commands that are word for word the same."""
+    file = bench.home / "bft.yaml"
+    file.write_text("{module: model.layers.1.mlp.down_proj, lr: 0.001}")
+    suite = bench.suite("other", [{"name": "BFT", "settings": {"hparams": str(file)}}])
+    assert bench.run(suite, "--max-hours", "1e-9") == 0
+    file.write_text("{module: model.layers.1.mlp.down_proj, lr: 0.002}")
+    capsys.readouterr()
+    assert bench.run(suite, "--max-hours", "1e-9") == 1
+    assert "made with another method BFT: effective lr 0.001, now 0.002." in capsys.readouterr().err
+
+
 def test_no_cell_starts_after_the_time_is_up(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
