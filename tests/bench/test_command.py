@@ -462,7 +462,7 @@ def test_jobs_of_submitit_share_the_work(bench: Bench) -> None:
     pytest.importorskip("submitit", reason="the extra `slurm` is not installed")
     methods = ["nudge", {"name": "nudge", "label": "second"}]
     suite = bench.suite("slurm", methods)
-    cluster = ["--slurm", "cluster=local", "timeout_min=5"]
+    cluster = ["--slurm", "cluster=local", "timeout_min=60"]
     assert bench.run(suite, "--engine", "slurm", "--jobs", 2, *cluster) == 0
     found = results(bench.folder(suite))
     assert len(found) == 4
