@@ -145,7 +145,7 @@ class MEND(TrainedMethod):
 
     name = "MEND"
     training_class = "MENDTrainingHparams"
-    minutes = "about 10 minutes"
+    minutes = "about 5 minutes"
 
     @classmethod
     def unavailable(cls) -> str | None:
