@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
@@ -99,10 +100,12 @@ class SecondMoments:
         """
         if self.found < self.tokens:
             raise ValueError(self._too_short())
-        missing = [module for module in self.modules if not self.path(module).is_file()]
-        if missing:
-            for module, moments in self._sums(missing).items():
-                self._write(module, moments)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / "lock"):  # other methods may be making the same
+            missing = [module for module in self.modules if not self.path(module).is_file()]
+            if missing:
+                for module, moments in self._sums(missing).items():
+                    self._write(module, moments)
 
     def _too_short(self) -> str:
         return (
