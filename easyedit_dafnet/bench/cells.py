@@ -89,6 +89,11 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path)
 
+    def has_results(self, label: str) -> bool:
+        """Whether anything of the method's has run."""
+        cells = self.path.glob(f"cells/*/{label}/*.json")
+        return self.sanity(label).exists() or any(cells)
+
     def open_cells(self, cells: Iterable[Cell]) -> list[Cell]:
         return [cell for cell in cells if not self.result(cell).exists()]
 

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         mine = replace(mine, cells=tuple(rest))
     with folder.lock("suite"):
         older = Run.load(folder)  # another command may have been faster
-        plan = mine.merge(older, folder.suite) if older else mine
+        plan = mine.merge(older, folder) if older else mine
         if not mine.cells:
             raise SuiteError("Nothing can run: the tables say what is missing.")
         if not args.dry_run:

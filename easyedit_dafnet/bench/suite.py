@@ -312,8 +312,10 @@ class Run:
         methods = [{n: v for n, v in m.items() if n in asked} for m in self.methods.values()]
         return {**self.asked, "methods": methods, "data": sets}
 
-    def merge(self, older: Run, path: Path) -> Run:
+    def merge(self, older: Run, folder: RunFolder) -> Run:
         """The plan of both. Raises SuiteError when their results could not stand side by side."""
+        path = folder.suite
+        changeable = {label for label in older.methods if not folder.has_results(label)}
         pairs: list[tuple[str, Any, Any]] = [
             (name, older.common.get(name), value) for name, value in self.common.items()
         ]
@@ -324,7 +326,7 @@ class Run:
             pairs += [
                 (f"{kind} {name}", _identity(old[name]), _identity(new[name]))
                 for name in new
-                if name in old
+                if name in old and not (kind == "method" and name in changeable)
             ]
         for name, before, now in pairs:
             if before != now:

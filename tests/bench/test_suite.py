@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from easyedit_dafnet.bench.cells import Cell, RunFolder
+from easyedit_dafnet.bench.cells import Cell, RunFolder, write_json
 from easyedit_dafnet.bench.suite import (
     MethodEntry,
     Run,
@@ -143,7 +143,7 @@ def test_suite_json_keeps_the_plan(tmp_path: Path) -> None:
 def test_the_plan_grows(tmp_path: Path) -> None:
     older = run_of(Suite.read(SETTINGS), left_out={"MEND": "no archive", "PMET": "no text"})
     more = Suite.read({**SETTINGS, "methods": ["MEND"], "data": ["cf=moved.json"], "streams": 3})
-    both = run_of(more).merge(older, tmp_path / "suite.json")
+    both = run_of(more).merge(older, RunFolder(tmp_path))
     assert set(both.cells) == {*older.cells, *run_of(more).cells}
     assert list(both.methods) == ["FT", "ROME-5", "MEND"]
     assert both.data["cf"]["path"] == "moved.json"
@@ -160,11 +160,24 @@ def test_the_plan_grows(tmp_path: Path) -> None:
         ({"methods": {"FT": {"name": "FT", "settings": {"lr": 1}}}}, "another method FT"),
     ],
 )
-def test_results_that_could_not_be_compared_are_refused(changes: dict[str, Any], what: str) -> None:
-    older = run_of(Suite.read(SETTINGS))
+def test_results_that_could_not_be_compared_are_refused(
+    changes: dict[str, Any], what: str, tmp_path: Path
+) -> None:
+    older, folder = run_of(Suite.read(SETTINGS)), RunFolder(tmp_path)
+    write_json(folder.sanity("FT"), {})
     with pytest.raises(SuiteError) as error:
-        replace(older, **changes).merge(older, Path("runs/suite.json"))
+        replace(older, **changes).merge(older, folder)
     assert what in str(error.value) and "choose another --out" in str(error.value)
+
+
+def test_a_method_may_change_until_it_has_results(tmp_path: Path) -> None:
+    older, folder = run_of(Suite.read(SETTINGS)), RunFolder(tmp_path)
+    newer = replace(older, methods={"FT": {"name": "FT", "settings": {"lr": 1}}})
+    assert newer.merge(older, folder).methods["FT"]["settings"] == {"lr": 1}
+    write_json(folder.result(older.cells[0]), {})
+    assert older.cells[0].label == "FT"
+    with pytest.raises(SuiteError, match="another method FT: settings"):
+        newer.merge(older, folder)
 
 
 def test_a_method_entry_is_written_as_it_was_read() -> None:
