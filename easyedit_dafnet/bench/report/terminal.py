@@ -9,16 +9,22 @@ from rich.table import Table
 from .markdown import QUALITY, costs, marked, quality
 from .results import SCORINGS
 from .summary import Summary
+from .wording import counted
 
 
 def terminal_tables(summary: Summary) -> Iterator[Table]:
     """Each data set's scores by the first scoring, and seconds per edit, as in report.md."""
     scoring = summary.scorings[0]
     for data in summary.data:
-        rows = list(summary.of(data))
+        rows = [row for row in summary.of(data) if row.status != "not run"]
+        left = sum(row.status == "not run" for row in summary.of(data))
         # Not every data set asks for everything.
         columns = [a for a in QUALITY if any(r.scores.get(scoring, {}).get(a) for r in rows)]
-        table = Table(title=f"{data}, {SCORINGS[scoring].lower()}", title_justify="left")
+        table = Table(
+            title=f"{data}, {SCORINGS[scoring].lower()}",
+            title_justify="left",
+            caption=f"not run: {counted(left, 'row')}" if left else None,
+        )
         table.add_column("method", no_wrap=True)
         for column in ("N", *columns, "time per edit"):
             table.add_column(column, justify="right")
