@@ -148,11 +148,13 @@ class Passes:
     # ---- plain text -----------------------------------------------------------------------------
 
     @torch.no_grad()
-    def negative_log_likelihood(self, model: Any, texts: Sequence[Row]) -> tuple[float, int]:
+    def negative_log_likelihood(
+        self, model: Any, texts: Sequence[Row], one_by_one: bool = False
+    ) -> tuple[float, int]:
         """Of all tokens but each text's first: the sum in nats, and how many tokens those are."""
         total, count = 0.0, 0
         with inference_mode_of(model):
-            for batch in self._batches(model, texts):
+            for batch in self._batches(model, texts, one_by_one):
                 ids, mask = padded([texts[i] for i in batch], "right")
                 targets = mask[:, 1:].bool()
                 logits = logits_at(

@@ -80,7 +80,9 @@ class Protocol:
             measured.scoring += time.perf_counter() - began
             if self.text and number < PERPLEXITY_SINGLES:
                 self.progress("measuring perplexity", len(measured.per_edit))
-                perplexity, _ = self.scorer.perplexity(self.method.model, self.text)
+                perplexity, _ = self.scorer.perplexity(
+                    self.method.model, self.text, self.method.one_by_one
+                )
                 measured.perplexities.append(min(perplexity, LARGEST_PERPLEXITY))
             if self.capability and not single:
                 self.progress("measuring capability", len(measured.per_edit))

@@ -229,7 +229,9 @@ class Scorer:
         found = dict(zip(unique, texts, strict=True))
         return [found[prompt] for prompt in prompts]
 
-    def perplexity(self, model: Any, passages: Sequence[str]) -> tuple[float, int]:
+    def perplexity(
+        self, model: Any, passages: Sequence[str], one_by_one: bool = False
+    ) -> tuple[float, int]:
         """Perplexity of plain text, exp of the mean over all tokens, and how many tokens those are.
 
         Passages are read in windows of 256 tokens that do not overlap, each without what was before
@@ -242,7 +244,7 @@ class Scorer:
         windows = [window for window in windows if len(window) > 1]
         if not windows:
             raise ValueError("Perplexity needs a passage of at least two tokens; there is none.")
-        total, count = self._passes.negative_log_likelihood(model, windows)
+        total, count = self._passes.negative_log_likelihood(model, windows, one_by_one)
         mean = total / count
         return (math.exp(mean) if mean < LARGEST_EXPONENT else math.inf), count
 

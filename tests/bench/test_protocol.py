@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from torch import nn
+
+from easyedit_dafnet.bench import Method, Workbench
+from easyedit_dafnet.bench.protocol import Protocol
+from easyedit_dafnet.bench.scoring import Scorer
+from easyedit_dafnet.bench.unedited_model import UneditedModel
+from tests.bench.conftest import RECORDS
+
+PASSAGES = ["London Berlin Madrid", "The capital of France is not Rome"]
+
+
+class Watched(Method):
+    """Notes how many texts its model is given at once."""
+
+    name = "watched"
+    sizes: ClassVar[list[int]] = []
+
+    def start(self, model: Any) -> None:
+        super().start(model)
+        embedding: nn.Module = model.get_input_embeddings()
+        embedding.register_forward_pre_hook(lambda _, args: self.sizes.append(len(args[0])))
+
+    def edit(self, requests: Any) -> None:
+        pass
+
+
+class Alone(Watched):
+    one_by_one = True
+
+
+@pytest.mark.parametrize(("kind", "alone"), [(Watched, False), (Alone, True)])
+def test_a_method_is_asked_one_by_one_also_for_perplexity(
+    kind: type[Watched],
+    alone: bool,
+    workbench: Callable[[Path], Workbench],
+    tmp_path: Path,
+) -> None:
+    bench = workbench(tmp_path)
+    unedited_model = UneditedModel(bench.load_model)
+    scorer = Scorer(bench.tok)
+    unedited = scorer.unedited(unedited_model.put_back(), RECORDS)
+    before = {"perplexity": 1.0, "tokens": 1}
+    protocol = Protocol(
+        kind(bench, {}), unedited_model, scorer, PASSAGES, before, (), 0, "cpu", lambda *_: None
+    )
+    kind.sizes.clear()
+    protocol.run(RECORDS, unedited, single=False, batch_size=1)
+    assert (max(kind.sizes) == 1) is alone
