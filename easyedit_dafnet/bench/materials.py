@@ -79,7 +79,8 @@ def digest(values: Sequence[Any]) -> str:
 class TrainingRecords(Sequence[EditRecord]):
     """The records to train on, read when first asked for: most methods never do.
 
-    Those whose prompt is evaluated are left out. sets: all data sets that are evaluated.
+    Those that share a prompt of any kind with a record that is evaluated are left out.
+    sets: all data sets that are evaluated.
     """
 
     def __init__(self, sources: Sequence[str], sets: Callable[[], Iterable[DataSet]]) -> None:
@@ -88,14 +89,17 @@ class TrainingRecords(Sequence[EditRecord]):
 
     @cached_property
     def records(self) -> list[EditRecord]:
+        if not self.sources:  # then the evaluated sets, which may not be at hand, do not matter
+            return []
         given = [record for source in self.sources for record in load_data(source)]
-        evaluated = {record.prompt for data in self.sets() for record in data.records}
-        kept = [record for record in given if record.prompt not in evaluated]
+        records = (record for data in self.sets() for record in data.records)
+        evaluated = {prompt for record in records for prompt in record.prompts()}
+        kept = [record for record in given if evaluated.isdisjoint(record.prompts())]
         self.left_out = len(given) - len(kept)
         return kept
 
     def __len__(self) -> int:
-        return len(self.records) if self.sources else 0
+        return len(self.records)
 
     def __getitem__(self, index: Any) -> Any:
         return self.records[index]

@@ -38,6 +38,12 @@ class EditRecord:
     locality: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
     portability: Mapping[str, tuple[Probe, ...]] = field(default_factory=dict)
 
+    def prompts(self) -> set[str]:
+        """The edit's own, its rephrases and those of its probes."""
+        kinds = (*self.locality.values(), *self.portability.values())
+        asked = (probe.prompt for probes in kinds for probe in probes)
+        return {self.prompt, *self.rephrases, *asked}
+
     def request(self) -> dict[str, str]:
         """What a method is given. The probes are not for it to see."""
         return {
