@@ -245,6 +245,8 @@ def _data(value: Any) -> dict[str, str]:
             name, _, path = str(entry).partition("=")
             if Path(str(entry)).is_file():
                 name, path = Path(entry).stem, str(entry)
+            elif "/" in name and not path:
+                raise SuiteError(f"data: there is no file {name!r}.")
             if name in sets:
                 raise SuiteError(f"data: two sets are called {name!r}; name them: one={path}.")
             sets[name] = path
@@ -335,15 +337,16 @@ class Run:
                     "Results of both cannot be in one folder: choose another --out."
                 )
         methods = {**older.methods, **self.methods}
+        data = {**older.data, **self.data}
         return replace(
             self,
-            data={**older.data, **self.data},
+            data=data,
             methods=methods,
             cells=tuple(_in_order([*older.cells, *self.cells], [*older.methods, *self.methods])),
             left_out={
                 name: reason
                 for name, reason in {**older.left_out, **self.left_out}.items()
-                if name in self.left_out or name not in methods
+                if name in self.left_out or name not in {**methods, **data}
             },
         )
 
