@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import platform
 import signal
 import sys
 import time
@@ -12,6 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
@@ -40,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     selection = [_selection(entry) for entry in args.only]
     older = Run.load(folder)
     suite = read_settings(args, older)
+    check_device(suite.device, here=args.engine == "local")
     transformers.logging.set_verbosity_error()
     with quiet(folder):
         preflight = Preflight.check(suite, folder, older, strict=args.methods is not None)
@@ -64,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.retry_failed:
         retry(folder, cells)
-    for status in folder.workers.glob("*.json"):  # of workers that were killed
-        status.unlink()
+    forget_killed_workers(folder)
 
     job = Job(
         folder=str(folder.path),
@@ -88,6 +91,19 @@ def run(args: argparse.Namespace) -> int:
             f"stopped; to go on: easyedit-dafnet bench --out {args.out}"
         ) from None
     return summarise(watch, folder, cells, args.out, console)
+
+
+def forget_killed_workers(folder: RunFolder) -> None:
+    """Those of this machine; others' may be alive, and so may this one's of another command."""
+    for path in folder.workers.glob(f"{platform.node()}-*.json"):
+        status = read_json(path)
+        try:
+            if status is not None:
+                os.kill(status["pid"], 0)  # only asks
+        except ProcessLookupError:
+            path.unlink(missing_ok=True)
+        except PermissionError:  # another user's, so it is alive
+            pass
 
 
 def retry(folder: RunFolder, cells: Sequence[Cell]) -> None:
@@ -131,6 +147,16 @@ def read_settings(args: argparse.Namespace, older: Run | None) -> Suite:
     if not suite.methods:
         raise SuiteError("Which methods? Name them with --methods, or a --suite.")
     return suite
+
+
+def check_device(device: str, here: bool) -> None:
+    """Raises SuiteError. here: whether the workers run on this machine."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise SuiteError(f"device is {device!r}; it must be cpu, cuda or cuda:NUMBER.") from None
+    if here and kind == "cuda" and not torch.cuda.is_available():
+        raise SuiteError(f"device is {device!r}, and PyTorch finds no such GPU here; use cpu.")
 
 
 # -- Options with an = ----------------------------------------------------------------------------

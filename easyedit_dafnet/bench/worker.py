@@ -299,7 +299,9 @@ class Worker:
         with self.folder.lock(f"sanity/{self.job.label}"):
             if path.exists():
                 return True
-            name = next(iter(self.plan.data))
+            # The first set of this job: this machine may lack others of the plan.
+            mine = {cell.data for cell in self.job.cells}
+            name = next(name for name in self.plan.data if name in mine)
             data = self.data_set(name)
             count = min(SANITY_EDITS, data.most_edits)
             records = draw(data.records, count, stream_seed(self.suite.seed, name, SANITY_STREAM))
@@ -477,11 +479,11 @@ def main() -> int:
     warnings.simplefilter("ignore")
     worker = Worker(job)
     try:
-        return worker.run()
+        code = worker.run()
     except KeyboardInterrupt:
-        return 130
-    finally:
-        worker.status.remove()
+        code = 130
+    worker.status.remove()  # after an error it stays: it tells the starter in which cell
+    return code
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import random
 import re
 import signal
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from easyedit_dafnet.bench.cells import Cell, RunFolder
+from easyedit_dafnet.bench.command import forget_killed_workers
 from easyedit_dafnet.cli import main
 from tests.bench import plugin
 from tests.tiny import tiny_llama
@@ -360,6 +363,39 @@ def test_the_plan_grows_and_results_stay(bench: Bench, capsys: pytest.CaptureFix
         plugin.write_records(bench.data, 40)
 
 
+def test_a_data_set_that_is_gone_hinders_no_other(bench: Bench) -> None:
+    first = plugin.write_records(bench.home / "first.json", 10)
+    suite = bench.suite("gone", ["nudge"], num_edits=[4], data={"first": str(first)})
+    assert bench.run(suite, "--max-hours", "1e-9") == 0
+    first.unlink()
+    assert bench.run(suite, "--data", f"houses={bench.data}") == 0
+    assert set(results(bench.folder(suite))) == {"nudge/n4-s0"}
+
+
+def test_what_fails_beside_the_method_fails_its_cell_alone(bench: Bench) -> None:
+    other = plugin.write_records(bench.home / "barns.json", 10)
+    data = {"barns": str(other), "houses": str(bench.data)}
+    suite = bench.suite("damaged", ["nudge"], num_edits=[4], data=data)
+    folder = bench.folder(suite)
+    folder.unedited("barns").parent.mkdir(parents=True)
+    folder.unedited("barns").write_text("{")
+    assert bench.run(suite) == 1
+    (failed,) = [json.loads(p.read_text()) for p in folder.path.glob("cells/barns/nudge/*")]
+    assert failed["status"] == "failed" and "JSONDecodeError" in failed["error"]["traceback"]
+    assert results(folder)["nudge/n4-s0"]["status"] == "done"
+
+
+def test_workers_that_are_alive_stay_in_view(tmp_path: Path) -> None:
+    folder, (host, ended) = RunFolder(tmp_path), (platform.node(), subprocess.Popen(["true"]))
+    ended.wait()
+    folder.workers.mkdir()
+    for name, pid in ((host, os.getpid()), (host, ended.pid), ("elsewhere", ended.pid)):
+        (folder.workers / f"{name}-{pid}.json").write_text(json.dumps({"pid": pid}))
+    forget_killed_workers(folder)
+    left = {path.stem for path in folder.workers.iterdir()}
+    assert left == {f"{host}-{os.getpid()}", f"elsewhere-{ended.pid}"}
+
+
 def test_results_of_other_settings_are_not_mixed(
     bench: Bench, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,6 +469,9 @@ def test_a_dry_run_shows_the_plan(bench: Bench, capsys: pytest.CaptureFixture[st
         (["--only", "method=nudg"], "--only method=nudg fits none of the 2 cells."),
         (["--methods", "nudg"], "There is no method 'nudg'; did you mean 'nudge'?"),
         (["--data", "castles=castles.json"], "Nothing can run: the tables say what is missing."),
+        (["--data", "castles/castles.json"], "data: there is no file 'castles/castles.json'."),
+        (["--device", "gpu"], "device is 'gpu'; it must be cpu, cuda or cuda:NUMBER."),
+        (["--device", "cuda"], "device is 'cuda', and PyTorch finds no such GPU here; use cpu."),
         (["--num-edits", 0], "num_edits is 0"),
         (["--text", "no.txt"], "no.txt"),
         (["--train", "no.json"], "no.json"),
@@ -440,8 +479,13 @@ def test_a_dry_run_shows_the_plan(bench: Bench, capsys: pytest.CaptureFixture[st
     ],
 )
 def test_wrong_options_are_one_sentence(
-    bench: Bench, capsys: pytest.CaptureFixture[str], options: list[Any], message: str
+    bench: Bench,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[Any],
+    message: str,
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     suite = bench.suite("wrong", ["nudge"])
     assert bench.run(suite, *options) == 1
     error = capsys.readouterr().err.strip()
