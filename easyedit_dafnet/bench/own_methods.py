@@ -64,8 +64,11 @@ class DAFNet(Method):
         return Path(self.bench.folder) / "trained.json"
 
     def _is_trained(self) -> bool:
-        """Whether training has ended; its best network is written long before."""
-        return self._marker().is_file()
+        """Whether training with these settings has ended; its best network is there long before."""
+        if self.training is None or not self._marker().is_file():
+            return False
+        wanted = json.loads(json.dumps(_of_the_method(self.training)))
+        return wanted.items() <= json.loads(self._marker().read_text()).items()
 
     @property
     def effective_settings(self) -> Mapping[str, Any]:
@@ -97,7 +100,7 @@ class DAFNet(Method):
         )
         trainer.run(resume=trainer.state_path.is_dir())
         unfinished = self._marker().with_suffix(".part")
-        unfinished.write_text(json.dumps(asdict(self.training), indent=1) + "\n")
+        unfinished.write_text(json.dumps(_of_the_method(self.training), indent=1) + "\n")
         unfinished.replace(self._marker())
 
     def edit(self, requests: Sequence[Request]) -> None:

@@ -86,6 +86,17 @@ def test_dafnet_trains_a_network_of_its_own_once(
     assert not torch.equal(model.get_parameter("model.layers.1.mlp.up_proj.weight"), before)
 
 
+def test_a_network_of_other_settings_is_not_taken(
+    workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    settings = {"training": "TRAINING/DAFNet/smollm2-135m-published", **TINY}
+    DAFNet(workbench(tmp_path), settings).prepare()
+    other = DAFNet(workbench(tmp_path), {**settings, "edit_lr": 0.5})
+    assert [need.state for need in other.needs()] == ["to prepare"]
+    with pytest.raises(SettingsError, match="edit_lr"):
+        other.prepare()
+
+
 def test_training_that_was_interrupted_goes_on(
     workbench: Callable[[Path], Workbench], tmp_path: Path
 ) -> None:
