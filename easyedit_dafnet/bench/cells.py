@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -21,6 +22,9 @@ from filelock import FileLock
 
 FORMAT = 1
 PROTOCOL = "score-after-stream/1"
+
+# Not what follows a word, a colon or another slash, as in addresses; nor ./here.
+_ABSOLUTE = re.compile(r"(?<![\w:/.~])/(?:[^\s/\"']+/)*([^\s/\"']+)")
 
 
 @dataclass(frozen=True, order=True)
@@ -128,6 +132,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+
+
+def without_paths(value: Any) -> Any:
+    """The value with every absolute path in its texts shortened."""
+    if isinstance(value, str):
+        return _ABSOLUTE.sub(r"\1", value)
+    if isinstance(value, dict):
+        return {without_paths(name): without_paths(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    return value
 
 
 # -- How long the rest will take -----------------------------------------------------------------

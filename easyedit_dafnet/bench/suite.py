@@ -12,7 +12,16 @@ from typing import Any
 import yaml
 
 from ..dafnet_hparams import nearest, shipped
-from .cells import FORMAT, PROTOCOL, Cell, RunFolder, cell_from, read_json, write_json
+from .cells import (
+    FORMAT,
+    PROTOCOL,
+    Cell,
+    RunFolder,
+    cell_from,
+    read_json,
+    without_paths,
+    write_json,
+)
 from .data import data_names
 
 _FILE_NAME = re.compile(r"[\w.+=-]+")
@@ -331,6 +340,8 @@ class Run:
                 if name in old and not (kind == "method" and name in changeable)
             ]
         for name, before, now in pairs:
+            # A published run has no machine's paths, and a folder may have moved.
+            before, now = without_paths(before), without_paths(now)
             if before != now:
                 raise SuiteError(
                     f"{path} was made with another {name}: {_difference(before, now)}. "

@@ -36,6 +36,7 @@ from .cells import (
     Estimates,
     RunFolder,
     read_json,
+    without_paths,
     write_json,
     write_text,
 )
@@ -256,9 +257,14 @@ class Worker:
         path = self.bench.folder.with_name(f"{label}.json")
         self.status.show("waiting for the preparation")
         with self.folder.lock(f"prepared/{label}"):
-            done = read_json(path) or {"seconds": 0.0, "done": False}
             self.status.show("preparing")
             method = find_method(self.entry.name)(self.bench, self.entry.settings)
+            settings = json.loads(json.dumps(dict(method.effective_settings), default=str))
+            settings = without_paths(settings)
+            done = read_json(path) or {}
+            if done.get("settings", settings) != settings:
+                done = {}  # of other settings
+            done = {"seconds": 0.0, "done": False, **done, "settings": settings}
             start = time.perf_counter()
             try:
                 start_random_numbers(self.suite.seed)

@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from easyedit_dafnet.bench.cells import Cell, RunFolder
+from easyedit_dafnet.bench.cells import Cell, RunFolder, write_json
 from easyedit_dafnet.bench.command import forget_killed_workers
 from easyedit_dafnet.cli import main
 from tests.bench import plugin
@@ -426,6 +426,15 @@ def test_edits_are_applied_in_batches(bench: Bench) -> None:
     assert [found[f"nudge/n{n}-s0"]["cell"]["batch_size"] for n in (1, 5)] == [1, 2]
     seconds = found["nudge/n5-s0"]["seconds"]["per_edit"]
     assert len(seconds) == 5 and seconds[0] == seconds[1] and seconds[2] == seconds[3]
+
+
+def test_the_time_to_prepare_other_settings_does_not_count(bench: Bench) -> None:
+    suite = bench.suite("prepared-anew", ["nudge"], num_edits=[4])
+    folder = bench.folder(suite)
+    before = {"seconds": 1000.0, "done": True, "settings": {"steps": 5}}
+    write_json(folder.path / "prepared" / "nudge.json", before)
+    assert bench.run(suite) == 0
+    assert results(folder)["nudge/n4-s0"]["prepared"]["seconds"] < 1000
 
 
 def test_what_is_evaluated_is_not_trained_on(

@@ -181,6 +181,21 @@ def test_a_method_may_change_until_it_has_results(tmp_path: Path) -> None:
         newer.merge(older, folder)
 
 
+def test_a_run_goes_on_where_it_has_no_absolute_paths(tmp_path: Path) -> None:
+    def with_projection(file: str) -> Run:
+        run = run_of(Suite.read(SETTINGS))
+        method = {"name": "FT", "effective": {"P_loc": file, "lr": 1}}
+        return replace(run, methods={**run.methods, "FT": method})
+
+    folder = RunFolder(tmp_path)
+    write_json(folder.sanity("FT"), {})
+    newer = with_projection("/home/me/run/prepared/projection.pt")
+    newer.merge(with_projection("projection.pt"), folder)
+    newer.merge(with_projection("/mnt/run/prepared/projection.pt"), folder)
+    with pytest.raises(SuiteError, match=r"effective P_loc other\.pt, now projection\.pt"):
+        newer.merge(with_projection("/home/me/run/prepared/other.pt"), folder)
+
+
 def test_a_method_entry_is_written_as_it_was_read() -> None:
     given = {"name": "FT", "label": "FT-1", "streams": 2}
     assert MethodEntry.read(given).to_mapping() == given
