@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         suite=suite.to_mapping(),
         label="",
         cells=cells,
-        deadline=time.time() + args.max_hours * 3600 if args.max_hours else None,
+        deadline=time.time() + args.max_hours * 3600 if args.max_hours is not None else None,
         command=mine.command,
     )
     watch = Watch(folder, suite, cells, args.jobs, console)

@@ -121,8 +121,7 @@ class Suite:
                 case "seed" | "perplexity_passages" | "capability_limit":
                     values[name] = _number(name, value, 0)
                 case "train" | "capability" | "data_dir":
-                    texts = [] if value is None else [value] if isinstance(value, str) else value
-                    values[name] = tuple(str(text) for text in texts)
+                    values[name] = tuple(map(str, _list(name, value)))
                 case _:
                     values[name] = "" if value is None else str(value)
         if values.get("dtype", "float32") not in ("float32", "float16", "bfloat16"):
@@ -224,6 +223,17 @@ def _check_name(where: str, name: str) -> None:
         )
 
 
+def _list(name: str, value: Any) -> list[Any]:
+    """One text stands for a list of it."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, (list, tuple)):
+        raise SuiteError(f"{name} is {value!r}; it must be a list.")
+    return list(value)
+
+
 def _number(name: str, value: Any, least: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise SuiteError(f"{name} is {value!r}; it must be a whole number of at least {least}.")
@@ -250,7 +260,7 @@ def _data(value: Any) -> dict[str, str]:
         sets = {str(name): str(path or "") for name, path in value.items()}
     else:
         sets = {}
-        for entry in [value] if isinstance(value, str) else value or []:
+        for entry in _list("data", value):
             name, _, path = str(entry).partition("=")
             if Path(str(entry)).is_file():
                 name, path = Path(entry).stem, str(entry)
@@ -265,7 +275,7 @@ def _data(value: Any) -> dict[str, str]:
 
 
 def _methods(value: Any) -> tuple[MethodEntry, ...]:
-    entries = [MethodEntry.read(e) for e in ([value] if isinstance(value, str) else value or [])]
+    entries = [MethodEntry.read(entry) for entry in _list("methods", value)]
     labels = [entry.label for entry in entries]
     for label in labels:
         if labels.count(label) > 1:

@@ -99,6 +99,8 @@ def test_data_is_named_by_the_user_or_by_its_file(tmp_path: Path) -> None:
         ({"methods": ["FT", "FT"]}, "two are called 'FT'; give one another label."),
         ({"methods": [{"name": "FT", "label": "a/b"}]}, "'a/b' names files"),
         ({"methods": [{"name": "FT", "settings": 3}]}, "the settings of FT are 3"),
+        ({"methods": {"FT": {"settings": {}}}}, "methods is {'FT': {'settings': {}}}; it must be"),
+        ({"data": 5}, "data is 5; it must be a list."),
         ({"data": ["a=1.json", "a=2.json"]}, "two sets are called 'a'"),
     ],
 )
