@@ -57,13 +57,17 @@ def _f1(found: Sequence[str], wanted: Sequence[str]) -> float:
     return 2 * shared / (len(found) + len(wanted))
 
 
+# Not the comma or point within a number.
+_BORDER = re.compile(r"(?!(?<=\d)[.,](?=\d))[^\w-]|$")
+
+
 def begins(text: str, answers: Iterable[str]) -> float:
     """Whether the text opens with an answer that ends where a word does.
 
     What a cloze prompt can be judged by, because a model goes on after the answer.
     """
     wanted = {normalise(answer) for answer in answers} - {""}
-    borders = [m.start() for m in re.finditer(r"[^\w-]|$", text)]
+    borders = [m.start() for m in _BORDER.finditer(text)]
     return float(any(normalise(text[:end]) in wanted for end in borders))
 
 

@@ -75,7 +75,6 @@ class BreadthFirst(Method):
             tok, [{**r, "target_new": r["target_new"] + end} for r in requests], self.model
         )
         language_model = LanguageModel(self.model, [module.name])
-        order = random.Random(self.bench.seed)
         with inference_mode_of(self.model):
             texts = language_model.with_hidden(texts_of(batch))
             weight = self.model.get_parameter(module.weight_name)
@@ -83,7 +82,7 @@ class BreadthFirst(Method):
             optimizer = torch.optim.Adam([tuned], tuning.lr)
             bar = tqdm(range(tuning.epochs), desc=f"{self.name} epochs", disable=len(texts) < 50)
             for _ in bar:
-                order.shuffle(texts)
+                random.shuffle(texts)
                 losses = [
                     self._step(language_model, optimizer, texts[i : i + tuning.batch_size])
                     for i in range(0, len(texts), tuning.batch_size)

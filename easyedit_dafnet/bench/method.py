@@ -82,7 +82,10 @@ class Method(ABC):
         """Make what is "to prepare" in `bench.folder`; returns at once when it is there."""
 
     def start(self, model: Any) -> None:
-        """Begin a stream on an unedited model, which the method may change in place."""
+        """Begin a stream on an unedited model, which the method may change in place.
+
+        The benchmark has seeded the random numbers of Python, numpy and torch.
+        """
         self.model = model
 
     @abstractmethod

@@ -32,7 +32,8 @@ class Protocol:
     """Runs cells of one method; every method goes through the same code.
 
     text: passages for perplexity; before: the unedited model's perplexity and how many tokens that
-    is over, or None without text. capability: tasks of lm-evaluation-harness. progress is called
+    is over, or None without text. capability: tasks of lm-evaluation-harness. seed: of the
+    first stream's random numbers, the same for all methods. progress is called
     with the number of edits done.
     """
 
@@ -44,6 +45,7 @@ class Protocol:
     capability: Sequence[str]
     capability_limit: int
     device: str
+    seed: int
     progress: Callable[[str, int], None]
 
     def run(
@@ -58,6 +60,7 @@ class Protocol:
         start = time.perf_counter()
         streams = [[record] for record in records] if single else [list(records)]
         for number, stream in enumerate(streams):
+            start_random_numbers((self.seed + number) % 2**32)
             self.method.start(self.unedited_model.put_back())
             peak = PeakMemory(self.device)
             size = len(stream) if self.method.whole_stream else batch_size

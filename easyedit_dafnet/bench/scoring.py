@@ -96,7 +96,7 @@ class Scorer:
     loses its first tokens.
     """
 
-    def __init__(self, tok: Any, batch_tokens: int | None = None, max_new_tokens: int = 16) -> None:
+    def __init__(self, tok: Any, batch_tokens: int | None = None, max_new_tokens: int = 24) -> None:
         self.tok = tok
         self._passes = Passes(tok, batch_tokens)
         self.max_new_tokens = max_new_tokens

@@ -282,7 +282,7 @@ class Worker:
         return method
 
     def protocol(
-        self, method: Method, text: Sequence[str], before: Mapping[str, Any] | None
+        self, method: Method, seed: int, text: Sequence[str], before: Mapping[str, Any] | None
     ) -> Protocol:
         return Protocol(
             method,
@@ -293,6 +293,7 @@ class Worker:
             capability=self.suite.capability if text is self.text.perplexity else (),
             capability_limit=self.suite.capability_limit,
             device=self.suite.device,
+            seed=seed,
             progress=self.status.show,
         )
 
@@ -318,7 +319,7 @@ class Worker:
 
             def measure() -> tuple[dict[str, Any], list[dict[str, Any]]]:
                 unedited = self.scorer.unedited(self.unedited_model.put_back(), records)
-                protocol = self.protocol(method, (), None)
+                protocol = self.protocol(method, seed, (), None)
                 return protocol.run(records, unedited, single=True, batch_size=1)
 
             result, _ = self.measure(method, cell, seed, records, measure)
@@ -362,13 +363,14 @@ class Worker:
         unedited = self.unedited(cell, records)
         single = cell.num_edits == 1
         size = 1 if single else self.suite.batch_size
-        names = asdict(cell) | {"batch_size": size}
+        together = len(records) if method.whole_stream and not single else size
+        names = asdict(cell) | {"batch_size": together}
+        seed = cell.random_seed(self.suite.seed)
 
         def measure() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-            protocol = self.protocol(method, self.text.perplexity, before)
+            protocol = self.protocol(method, seed, self.text.perplexity, before)
             return protocol.run(records, unedited, single, size)
 
-        seed = cell.random_seed(self.suite.seed)
         result, texts = self.measure(method, names, seed, records, measure)
         if texts:
             lines = (json.dumps(text, ensure_ascii=False) + "\n" for text in texts)
@@ -390,7 +392,6 @@ class Worker:
         started, error = now(), None
         measured: dict[str, Any] = {}
         texts: list[dict[str, Any]] = []
-        start_random_numbers(seed)
         try:
             measured, texts = run()
         except (Exception, SystemExit) as problem:  # whatever a method raises is its result

@@ -87,3 +87,8 @@ def test_a_text_begins_with_whole_words(text: str, answers: list[str], expected:
 def test_the_first_word_is_no_article() -> None:
     assert first_word("The French, of course") == "french"
     assert first_word("") == ""
+
+
+def test_a_number_is_not_opened_by_its_beginning() -> None:
+    assert begins("1,000 people", ["1"]) == begins("3.5 km", ["3"]) == 0
+    assert begins("1,000 people", ["1,000"]) == begins("1, of course", ["1"]) == 1

@@ -9,6 +9,7 @@ import torch
 
 from easyedit_dafnet.bench import Workbench
 from easyedit_dafnet.bench.breadth_first import BreadthFirst
+from easyedit_dafnet.bench.protocol import start_random_numbers
 from tests.bench.conftest import RECORDS
 from tests.plain import ids_and_start, target_log_probability
 
@@ -20,6 +21,7 @@ def tuned(bench: Workbench, **settings: Any) -> tuple[Any, dict[str, torch.Tenso
     method = BreadthFirst(bench, {**SETTINGS, **settings})
     model = bench.load_model()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    start_random_numbers(0)
     method.start(model)
     method.edit(REQUESTS)
     return model, before

@@ -403,10 +403,10 @@ def test_results_of_other_settings_are_not_mixed(
     file = bench.home / "bft.yaml"
     file.write_text("{module: model.layers.1.mlp.down_proj, lr: 0.001}")
     suite = bench.suite("other", [{"name": "BFT", "settings": {"hparams": str(file)}}])
-    assert bench.run(suite, "--max-hours", "1e-9") == 0
+    assert bench.run(suite, "--only", "num_edits=4") == 0
     file.write_text("{module: model.layers.1.mlp.down_proj, lr: 0.002}")
     capsys.readouterr()
-    assert bench.run(suite, "--max-hours", "1e-9") == 1
+    assert bench.run(suite) == 1
     assert "made with another method BFT: effective lr 0.001, now 0.002." in capsys.readouterr().err
 
 

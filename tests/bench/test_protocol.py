@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from torch import nn
 
 from easyedit_dafnet.bench import Method, Workbench
+from easyedit_dafnet.bench.own_methods import Unedited
 from easyedit_dafnet.bench.protocol import Protocol
 from easyedit_dafnet.bench.scoring import Scorer
 from easyedit_dafnet.bench.unedited_model import UneditedModel
@@ -48,8 +50,38 @@ def test_a_method_is_asked_one_by_one_also_for_perplexity(
     unedited = scorer.unedited(unedited_model.put_back(), RECORDS)
     before = {"perplexity": 1.0, "tokens": 1}
     protocol = Protocol(
-        kind(bench, {}), unedited_model, scorer, PASSAGES, before, (), 0, "cpu", lambda *_: None
+        kind(bench, {}), unedited_model, scorer, PASSAGES, before, (), 0, "cpu", 0, lambda *_: None
     )
     kind.sizes.clear()
     protocol.run(RECORDS, unedited, single=False, batch_size=1)
     assert (max(kind.sizes) == 1) is alone
+
+
+class Dice(Unedited):
+    """Notes the random numbers that each stream begins with."""
+
+    thrown: ClassVar[list[float]] = []
+
+    def start(self, model: Any) -> None:
+        super().start(model)
+        self.thrown.append(torch.rand(1).item())
+
+
+def test_each_stream_begins_with_random_numbers_of_its_own(
+    workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    bench = workbench(tmp_path)
+    unedited_model = UneditedModel(bench.load_model)
+    scorer = Scorer(bench.tok)
+    unedited = scorer.unedited(unedited_model.put_back(), RECORDS)
+    thrown = []
+    for seed in (3, 3, 100):
+        Dice.thrown.clear()
+        method = Dice(bench, {})
+        protocol = Protocol(
+            method, unedited_model, scorer, (), None, (), 0, "cpu", seed, lambda *_: None
+        )
+        protocol.run(RECORDS[:2], unedited, single=True, batch_size=1)
+        thrown.append(list(Dice.thrown))
+    first, again, other = thrown
+    assert first == again and first != other and first[0] != first[1]

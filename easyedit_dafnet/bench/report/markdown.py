@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .notes import absent_notes, failure_notes, left_out_notes, reading_notes, sanity_notes, setup
+from .notes import (
+    absent_notes,
+    failure_notes,
+    left_out_notes,
+    reading_notes,
+    sanity_notes,
+    setup,
+    together_notes,
+)
 from .results import ASPECTS, SCORINGS
 from .summary import Row, Summary
 from .wording import (
@@ -46,7 +54,7 @@ def to_markdown(summary: Summary) -> str:
         )
     parts += ["", "## Notes", ""]
     notes = [*sanity_notes(summary), *failure_notes(summary), *absent_notes(summary)]
-    notes += left_out_notes(summary)
+    notes += [*together_notes(summary), *left_out_notes(summary)]
     notes += [*reading_notes(), *summary.problems]
     parts += [f"- {one_line(note)}" for note in notes]
     return "\n".join(parts) + "\n"

@@ -123,6 +123,19 @@ def failure_notes(summary: Summary) -> list[str]:
     return notes
 
 
+def together_notes(summary: Summary) -> list[str]:
+    """Which methods see more edits at once than others."""
+    found: dict[str, int] = {}
+    for row in summary.rows:
+        for cell in row.cells:
+            size = int(cell.body["cell"].get("batch_size") or 1)
+            if size == row.num_edits > 1:
+                found[row.label] = size
+    if not found:
+        return []
+    return [f"All edits of a stream at once, not one after another: {', '.join(found)}."]
+
+
 def absent_notes(summary: Summary) -> list[str]:
     """What was asked for and is in no plan, and why."""
     return [

@@ -24,6 +24,7 @@ from .notes import (
     reading_notes,
     sanity_notes,
     setup,
+    together_notes,
 )
 from .plots import (
     Amount,
@@ -155,7 +156,7 @@ def to_html(summary: Summary) -> str:
         setup=setup(summary),
         sanity_notes=sanity_notes(summary),
         failure_notes=failure_notes(summary),
-        absent_notes=absent_notes(summary),
+        absent_notes=[*together_notes(summary), *absent_notes(summary)],
         left_out_notes=left_out_notes(summary),
         reading_notes=reading_notes(),
         panels=panels(summary, styles),

@@ -11,7 +11,6 @@ from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import transformers
 import yaml
 
 from ...bench.method import Method, Request, Workbench
@@ -125,8 +124,6 @@ class HostMethod(Method):
         if self.reads_output_embeddings:
             self.model_state.untie()
         self._bytes_at_start = module_bytes(model)
-        # Context templates are sampled, and adapters begin at random.
-        transformers.set_seed(self.bench.seed)
 
     def edit(self, requests: Sequence[Request]) -> None:
         asked = [self.as_asked(request) for request in requests]

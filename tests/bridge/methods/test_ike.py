@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel
 
 from easyedit_dafnet.bench.method import Workbench
+from easyedit_dafnet.bench.protocol import start_random_numbers
 from easyedit_dafnet.bridge.methods.ike import IKE
 from easyedit_dafnet.bridge.methods.training import trainable
 from easyedit_dafnet.dafnet_hparams import SettingsError, shipped
@@ -36,6 +37,7 @@ def test_a_question_gets_the_context_of_the_nearest_edit(bench: Workbench) -> No
     method = ike(bench)
     assert [need.state for need in method.needs()] == ["ready", "to prepare"]
     with pytest.raises(RuntimeError, match="not encoded yet"):
+        start_random_numbers(0)
         method.start(bench.load_model())
     method.prepare()
     assert [need.state for need in method.needs()] == ["ready", "ready"]
@@ -43,6 +45,7 @@ def test_a_question_gets_the_context_of_the_nearest_edit(bench: Workbench) -> No
     unedited, before = weights(model), outside_the_weights(model, bench.tok)
     asked = []
     for _ in range(2):
+        start_random_numbers(0)
         method.start(model)
         assert method.ask("Vienna is") == "Vienna is" and method.state_bytes() == 0
         held = []
@@ -70,6 +73,7 @@ def test_demonstrations_are_those_of_easyedit(bench: Workbench, tmp_path: Path) 
     SentenceTransformer(bench.model_name, device="cpu").save(str(folder))
     method = ike(bench, sentence_model_name=str(folder))
     method.prepare()
+    start_random_numbers(0)
     method.start(bench.load_model())
     method.edit(REQUESTS)
     hparams = dataclasses.replace(method.hparams, results_dir=str(tmp_path))

@@ -12,6 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyedit_dafnet.bench.method import Workbench
+from easyedit_dafnet.bench.protocol import start_random_numbers
 from easyedit_dafnet.bench.records import EditRecord, Probe
 from easyedit_dafnet.bridge.host import host_info
 from easyedit_dafnet.bridge.methods import HostMethod, host_methods
@@ -193,6 +194,7 @@ def test_a_stream_and_the_same_stream_again(name: str, make: Maker) -> None:
     unedited, as_loaded = weights(model), layout(model)
     found = []
     for _ in range(2):
+        start_random_numbers(0)
         method.start(model)
         kept, scores = [], []
         for request in REQUESTS:
@@ -217,6 +219,7 @@ def test_a_stream_and_the_same_stream_again(name: str, make: Maker) -> None:
 @pytest.mark.parametrize("name", ["AlphaEdit", "EMMET", "ULTRAEDIT"])
 def test_a_batch(name: str, make: Maker) -> None:
     method = make(name)
+    start_random_numbers(0)
     method.start(method.bench.load_model())
     before = [log_probability(method, request) for request in REQUESTS]
     method.edit(REQUESTS)
@@ -228,6 +231,7 @@ def test_a_batch(name: str, make: Maker) -> None:
 @pytest.mark.parametrize("name", ["GRACE", "DEFER", "WISE"])
 def test_company_does_not_change_an_answer(name: str, make: Maker) -> None:
     method = make(name)
+    start_random_numbers(0)
     method.start(method.bench.load_model())
     method.edit([REQUESTS[0]])
     asked = method.bench.tok([REQUESTS[0]["prompt"], "An altogether different thing"])["input_ids"]
@@ -241,6 +245,7 @@ def test_company_does_not_change_an_answer(name: str, make: Maker) -> None:
 
 def test_grace_finds_where_the_prompt_ends(make: Maker) -> None:
     method = make("GRACE", replacement="replace_last")
+    start_random_numbers(0)
     method.start(method.bench.load_model())
     method.edit([REQUESTS[0]])
     tok = method.bench.tok
@@ -255,6 +260,7 @@ def test_grace_finds_where_the_prompt_ends(make: Maker) -> None:
 
 def test_ultraedit_keeps_its_statistics_over_a_stream(make: Maker) -> None:
     method = make("ULTRAEDIT")
+    start_random_numbers(0)
     method.start(method.bench.load_model())
     counts = []
     for request in REQUESTS:
@@ -270,6 +276,7 @@ def test_alphaedit_protects_the_keys_of_a_stream_only(make: Maker) -> None:
     method = make("AlphaEdit")
     alone = []
     for stream in (REQUESTS[1:], REQUESTS, REQUESTS[1:]):
+        start_random_numbers(0)
         method.start(method.bench.load_model())
         for request in stream:
             method.edit([request])
@@ -281,6 +288,7 @@ def test_alphaedit_protects_the_keys_of_a_stream_only(make: Maker) -> None:
 
 def test_wise_trains_on_short_unrelated_texts(make: Maker) -> None:
     method = make("WISE")
+    start_random_numbers(0)
     method.start(method.bench.load_model())
     asked = method.as_asked({"prompt": "The capital of France is", "target_new": "Rome"})
     assert "John Lennon plays the guitar".startswith(asked["loc_prompt"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from easyedit_dafnet.bench.method import Workbench
+from easyedit_dafnet.bench.protocol import start_random_numbers
 from easyedit_dafnet.bridge.methods import SecondMoments
 from tests.tiny import TEXT, tiny_llama
 
@@ -109,6 +110,7 @@ def test_rome_uses_them(make: Maker, bench: Workbench) -> None:
     for adjust in (False, True):
         method = make("ROME", mom2_adjustment=adjust)
         method.prepare()
+        start_random_numbers(0)
         method.start(bench.load_model())
         method.edit(REQUESTS[:1])
         edited[adjust] = weights(method.model)
@@ -126,6 +128,7 @@ def test_memit_unties_a_tied_model_for_the_stream(make: Maker, tmp_path: Path) -
     unedited = weights(model)
     shared = model.get_input_embeddings().weight
     assert model.get_output_embeddings().weight is shared
+    start_random_numbers(0)
     method.start(model)
     method.edit(REQUESTS)
     assert method.state_bytes() == 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from easyedit_dafnet.bench.method import Workbench
+from easyedit_dafnet.bench.protocol import start_random_numbers
 from easyedit_dafnet.bridge import host_info
 from easyedit_dafnet.bridge.methods import host_methods
 from easyedit_dafnet.dafnet_hparams import SettingsError
@@ -36,6 +37,7 @@ def answers(model: Any, tok: Any) -> torch.Tensor:
 def test_edits_accumulate(name: str, make: Maker, bench: Workbench) -> None:
     method = make(name)
     method.prepare()
+    start_random_numbers(0)
     method.start(bench.load_model())
     unedited = answers(method.model, bench.tok)
     wanted = [first_token_probability(method.model, bench.tok, request) for request in REQUESTS]
@@ -48,6 +50,7 @@ def test_edits_accumulate(name: str, make: Maker, bench: Workbench) -> None:
         for request, before in zip(REQUESTS, wanted, strict=True):
             assert first_token_probability(method.model, bench.tok, request) > 1.1 * before
     method.stop()
+    start_random_numbers(0)
     method.start(bench.load_model())
     method.edit(REQUESTS[1:])
     assert not torch.equal(answers(method.model, bench.tok), both)
@@ -63,6 +66,7 @@ def test_a_second_stream_gives_the_same_bits(name: str, make: Maker, bench: Work
     before = outside_the_weights(model, bench.tok)
     edited = []
     for _ in range(2):
+        start_random_numbers(0)
         method.start(model)
         for request in REQUESTS:
             method.edit([request])
@@ -79,6 +83,7 @@ def test_a_second_stream_gives_the_same_bits(name: str, make: Maker, bench: Work
 def test_state_bytes(name: str, make: Maker, bench: Workbench) -> None:
     method = make(name)
     method.prepare()
+    start_random_numbers(0)
     method.start(bench.load_model())
     assert method.state_bytes() == 0
     method.edit(REQUESTS[:1])
@@ -107,6 +112,7 @@ def test_a_batch_is_applied_together_or_one_by_one(
     method = make(name)
     method.prepare()
     before = {}
+    start_random_numbers(0)
     method.start(bench.load_model())
     for request in REQUESTS:
         before[request["prompt"]] = first_token_probability(method.model, bench.tok, request)
@@ -123,6 +129,7 @@ def test_rome_finds_the_last_mention_of_a_subject(make: Maker, bench: Workbench)
     request = {"prompt": "In France, the capital of France is", "target_new": "Oslo"}
     asked = method.as_asked({**request, "subject": "France"})
     assert asked["prompt"] == "In France, the capital of {} is"
+    start_random_numbers(0)
     method.start(bench.load_model())
     method.edit([{**request, "subject": "France"}])
     with pytest.raises(ValueError, match=r"does not contain the subject 'Spain'"):

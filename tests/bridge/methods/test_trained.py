@@ -12,6 +12,7 @@ import yaml
 from transformers import BertConfig, BertModel
 
 from easyedit_dafnet.bench.method import Workbench
+from easyedit_dafnet.bench.protocol import start_random_numbers
 from easyedit_dafnet.bench.records import EditRecord, Probe
 from easyedit_dafnet.bridge import load_easyeditor
 from easyedit_dafnet.bridge.methods import HostMethod, host_methods
@@ -121,6 +122,7 @@ def test_mend_is_trained_once(mend: Trained, training_bench: Workbench) -> None:
     method = mend()
     assert [need.state for need in method.needs()] == ["to prepare"]
     with pytest.raises(RuntimeError, match="not trained yet"):
+        start_random_numbers(0)
         method.start(training_bench.load_model())
     method.prepare()
     assert sorted(file.name for file in folder.iterdir()) == [
@@ -171,6 +173,7 @@ def test_mend_goes_on_from_the_edited_model(mend: Trained, training_bench: Workb
     streams, outside = [], []
     for _ in range(2):
         outside.append(outside_the_weights(model, tok))
+        start_random_numbers(0)
         method.start(model)
         seen = [weights(model)]
         for request in REQUESTS:
@@ -188,6 +191,7 @@ def test_mend_goes_on_from_the_edited_model(mend: Trained, training_bench: Workb
         first = seen[1]["model.layers.1.mlp.up_proj.weight"]
         assert not torch.equal(first, second)
         model.load_state_dict(unedited)
+        start_random_numbers(0)
         method.start(model)
         method.edit(REQUESTS[1:])
         alone = weights(method.model)["model.layers.1.mlp.up_proj.weight"]
@@ -207,6 +211,7 @@ def test_padding_of_a_batch_is_not_learnt(mend: Trained, training_bench: Workben
     method.prepare()
     requests = [REQUESTS[0], {**REQUESTS[1], "target_new": "well known towns"}]
     assert len({len(tok(" " + r["target_new"])["input_ids"]) for r in requests}) == 2
+    start_random_numbers(0)
     method.start(training_bench.load_model())
     counted = []
     own = method.executor.alg.edit_loss_fn  # type: ignore[attr-defined]
@@ -282,6 +287,7 @@ def test_serac_answers_from_all_its_edits(serac: Trained, training_bench: Workbe
         own_answer = model.generate(**question, max_new_tokens=4, do_sample=False)
     streams = []
     for _ in range(2):
+        start_random_numbers(0)
         method.start(model)
         held = [method.state_bytes()]
         for request in REQUESTS:
