@@ -35,7 +35,13 @@ PLANNED = ("suite", "data", "methods", "num_edits", "streams")
 
 def run(args: argparse.Namespace) -> int:
     """The exit status: 1 when cells failed."""
-    console = Console(markup=False, highlight=False, soft_wrap=not sys.stdout.isatty())
+    at_terminal = sys.stdout.isatty()  # elsewhere the width is unknown
+    console = Console(
+        markup=False,
+        highlight=False,
+        soft_wrap=not at_terminal,
+        width=None if at_terminal else 120,
+    )
     folder = RunFolder(args.out.absolute())
     if args.jobs < 1:
         raise SuiteError(f"--jobs is {args.jobs}; it must be at least 1.")

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from easyedit_dafnet.bench.report.results import Numbers
 from easyedit_dafnet.bench.report.summary import Row, Summary, retention, summarise
 from tests.bench.report.runs import lifelike_run, small_run
 
@@ -86,7 +87,8 @@ def test_labels_of_two_runs_carry_their_hosts(tmp_path: Path) -> None:
 
 
 def test_retention_is_a_running_mean_in_the_order_of_editing() -> None:
-    kept = retention([np.arange(10.0), np.arange(10.0)])
+    scores: Numbers = np.arange(10, dtype=np.float64)
+    kept = retention([scores, scores])
     assert list(kept.first) == list(range(1, 10))
     assert list(kept.last - kept.first) == [1] * 9
     np.testing.assert_allclose(kept.values, np.arange(9) + 0.5)
