@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 FORMAT = 1
 PROTOCOL = "score-after-stream/1"
@@ -93,10 +93,15 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         return FileLock(path)
 
-    def has_results(self, label: str) -> bool:
-        """Whether anything of the method's has run."""
-        cells = self.path.glob(f"cells/*/{label}/*.json")
-        return self.sanity(label).exists() or any(cells)
+    def has_begun(self, label: str) -> bool:
+        """Whether anything of the method's has run, or a worker is on it."""
+        if self.sanity(label).exists() or any(self.path.glob(f"cells/*/{label}/*.json")):
+            return True
+        try:
+            with self.lock(f"label/{label}").acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
 
     def open_cells(self, cells: Iterable[Cell]) -> list[Cell]:
         return [cell for cell in cells if not self.result(cell).exists()]

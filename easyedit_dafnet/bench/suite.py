@@ -336,7 +336,7 @@ class Run:
     def merge(self, older: Run, folder: RunFolder) -> Run:
         """The plan of both. Raises SuiteError when their results could not stand side by side."""
         path = folder.suite
-        changeable = {label for label in older.methods if not folder.has_results(label)}
+        changeable = {label for label in older.methods if not folder.has_begun(label)}
         pairs: list[tuple[str, Any, Any]] = [
             (name, older.common.get(name), value) for name, value in self.common.items()
         ]

@@ -112,7 +112,7 @@ def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> Non
 
 def test_the_shipped_suites_can_be_read() -> None:
     names = sorted(path.stem for path in shipped("suites").glob("*.yaml"))
-    assert names == ["full", "paper", "quick"]
+    assert names == ["full", "paper", "quick", "smollm2-main", "smollm2-release"]
     for name in names:
         suite = Suite.read(read_suite_file(suite_file(name)))
         assert suite.methods and suite.data
@@ -173,9 +173,15 @@ def test_results_that_could_not_be_compared_are_refused(
     assert what in str(error.value) and "choose another --out" in str(error.value)
 
 
-def test_a_method_may_change_until_it_has_results(tmp_path: Path) -> None:
+def test_a_method_may_change_until_it_has_begun(tmp_path: Path) -> None:
     older, folder = run_of(Suite.read(SETTINGS)), RunFolder(tmp_path)
     newer = replace(older, methods={"FT": {"name": "FT", "settings": {"lr": 1}}})
+    assert newer.merge(older, folder).methods["FT"]["settings"] == {"lr": 1}
+    with (
+        folder.lock("label/FT"),  # as a worker holds it
+        pytest.raises(SuiteError, match="another method FT: settings"),
+    ):
+        newer.merge(older, folder)
     assert newer.merge(older, folder).methods["FT"]["settings"] == {"lr": 1}
     write_json(folder.result(older.cells[0]), {})
     assert older.cells[0].label == "FT"
