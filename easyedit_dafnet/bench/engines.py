@@ -174,7 +174,8 @@ class Workers:
 
 def worker_environment(slot: int, jobs: int, device: str) -> dict[str, str]:
     """Variables for a worker: its share of the cores, unless the user has set it, and its GPU."""
-    own = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    # Unbuffered, so that the log has what a method printed before its process died.
+    own = {"PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
         own["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // jobs))
     if device == "cuda":

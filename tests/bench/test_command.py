@@ -62,8 +62,14 @@ class Bench:
     def start(self, suite: Path, *options: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "easyedit_dafnet.cli", "bench", "--suite", suite]
         command += ["--out", self.home / suite.stem, *options]
+        # As most people's: logs must be complete without it.
+        environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
         process = subprocess.Popen(
-            list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            list(map(str, command)),
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         self.started.append(process)
         return process
