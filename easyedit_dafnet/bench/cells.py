@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -117,7 +116,8 @@ class RunFolder:
 def write_text(path: Path, text: str) -> None:
     """Write a file that is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}")
+    # One name, so that what a killed process leaves is written over; locks keep writers apart.
+    scratch = path.with_name(f".{path.name}.part")
     with scratch.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
