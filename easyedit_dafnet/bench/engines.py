@@ -245,10 +245,10 @@ def run_on_slurm(
         while not all(task.done() for task in submitted):
             tick()
             time.sleep(4 * POLL)
-    except BaseException:
+    finally:  # interrupted, their jobs must not go on
         for task in submitted:
-            task.cancel()
-        raise
+            if not task.done():
+                task.cancel()
     for task in submitted:
         if problem := task.exception():
             raise SuiteError(f"The Slurm job {task.job_id} failed: {problem}")

@@ -265,14 +265,11 @@ class Worker:
             if done.get("settings", settings) != settings:
                 done = {}  # of other settings
             done = {"seconds": 0.0, "done": False, **done, "settings": settings}
-            start = time.perf_counter()
+            start, finished = time.perf_counter(), False
             try:
                 start_random_numbers(self.suite.seed)
                 method.prepare()
                 finished = True
-            except BaseException:
-                finished = False
-                raise
             finally:
                 # An interrupted preparation may go on where it was: its parts add up.
                 if not done["done"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, fields
@@ -125,9 +126,9 @@ class TrainedMethod(HostMethod):
         self.executor = alg_dict()[self.name].__self__
         self.load(model)
 
+    @abstractmethod
     def load(self, model: Any) -> None:
         """Put model and trained networks into the host's executor, as its init_model does."""
-        raise NotImplementedError
 
     def stop(self) -> None:
         super().stop()
