@@ -82,10 +82,16 @@ def save_dafnet(
         "edit_bias": dafnet.edit_bias,
         "train_fusion": dafnet.train_fusion,
         "fusion_order": dafnet.fusion_order,
+        "fusion": dafnet.fusion,
+        "directions": dafnet.directions,
+        "d_answer": dafnet.d_answer,
         "base_model": dict(base_model),
         "training": dict(training or {}),
     }
     tensors = {name: t.detach().cpu().contiguous() for name, t in dafnet.state_dict().items()}
+    for name, tensor in tensors.items():
+        if ".directions_" in name:  # many numbers of which few digits matter
+            tensors[name] = tensor.half()
     with replacing_folder(path) as folder:
         save_file(tensors, folder / WEIGHTS)
         (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private, even in a shared folder
@@ -119,6 +125,10 @@ def _load(folder: Path, changed: int, device: str) -> DAFNet:
             edit_bias=config["edit_bias"],
             train_fusion=config["train_fusion"],
             fusion_order=config["fusion_order"],
+            # Older checkpoints know the mean only.
+            fusion=config.get("fusion", "mean"),
+            directions=config.get("directions", 400),
+            d_answer=config.get("d_answer", 0),
         )
         dafnet.load_state_dict(load_file(folder / WEIGHTS))
     except (KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
@@ -159,6 +169,10 @@ def dafnet_for(
             f"Setting 'edit_bias' is {hparams.edit_bias}, but the {where} was trained with "
             f"{dafnet.edit_bias}."
         )
+    for name in ("fusion", "directions") if hparams.fusion == "least_squares" else ("fusion",):
+        wanted, has = getattr(hparams, name), getattr(dafnet, name)
+        if wanted != has:
+            raise SettingsError(f"Setting {name!r} is {wanted!r}, but the {where} has {has!r}.")
     for module, known in zip(modules, dafnet.edited, strict=True):
         if module.shape != known.shape:
             raise CheckpointError(

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .least_squares import LeastSquares, gains
 from .networks import AuxiliaryNetwork, NetworkSizes, PastEdits
 from .signals import EditedModule, EditSignals
 
 FusionOrder = Literal["paper", "released"]
+Fusion = Literal["mean", "least_squares"]
 # What the networks keep of all edits so far: by shape, one entry a layer.
 Past = dict[str, list[PastEdits]]
 
@@ -88,7 +91,12 @@ def fusion_weights(u: Tensor, order: FusionOrder = "paper") -> tuple[Tensor, Ten
 
 
 class DAFNet(nn.Module):
-    """The auxiliary networks, one per weight shape, and a step size per edited module."""
+    """The auxiliary networks, one per weight shape, and a step size per edited module.
+
+    fusion: how edits join, as the paper's weighted mean or by least squares; the latter tells
+    `directions` of the inputs to leave alone apart, weighs them with `text_weight` at first, and
+    its networks see the answer's signal, of width d_answer, too.
+    """
 
     def __init__(
         self,
@@ -99,10 +107,15 @@ class DAFNet(nn.Module):
         edit_bias: bool = False,
         train_fusion: bool = True,
         fusion_order: FusionOrder = "paper",
+        fusion: Fusion = "mean",
+        directions: int = 400,
+        text_weight: float = 0.2,
+        d_answer: int = 0,
     ) -> None:
         super().__init__()
         self.edited, self.sizes = list(modules), sizes
         self.edit_bias, self.train_fusion, self.fusion_order = edit_bias, train_fusion, fusion_order
+        self.fusion, self.directions, self.d_answer = fusion, directions, d_answer
         # The modules of each shape, by index; a module's mode is its place among them.
         self.groups: dict[str, list[int]] = {}
         for m, module in enumerate(modules):
@@ -110,12 +123,15 @@ class DAFNet(nn.Module):
         self.networks = nn.ModuleDict(
             {
                 shape: AuxiliaryNetwork(
-                    modules[group[0]].d_in, modules[group[0]].d_out, len(group), sizes
+                    modules[group[0]].d_in, modules[group[0]].d_out, len(group), sizes, d_answer
                 )
                 for shape, group in self.groups.items()
             }
         )
         self.step_sizes = nn.Parameter(torch.full([len(modules)], edit_lr))  # eta
+        self.least_squares: LeastSquares | None = None
+        if fusion == "least_squares":
+            self.least_squares = LeastSquares(modules, directions, text_weight)
 
         self.base_model: dict[str, Any] = {}  # what the checkpoint says of the language model
 
@@ -125,8 +141,25 @@ class DAFNet(nn.Module):
 
     def update_statistics(self, signals: Sequence[EditSignals]) -> None:
         """Add the edits' tokens to the running statistics. signals: one a module."""
-        for module, s in zip(self.edited, signals, strict=True):
-            self.network(module).update_statistics(torch.cat([s.x, s.delta], -1).to(self.device))
+        for shape, group in self.groups.items():
+            s, lengths = self._inputs([signals[m] for m in group])
+            cast(AuxiliaryNetwork, self.networks[shape]).update_statistics(s, lengths)
+
+    def _inputs(self, parts: Sequence[EditSignals]) -> tuple[Tensor, Tensor]:
+        """s [T, D] and lengths [M * n] of the modules of one shape, as their network takes them.
+
+        Beside the answer's signal, gradients are taken as directions: least squares sees to sizes.
+        """
+        parts = [part.to(self.device) for part in parts]
+        lengths = torch.cat([part.lengths for part in parts])
+        if self.least_squares is None:
+            return torch.cat([torch.cat([part.x, part.delta], -1) for part in parts]), lengths
+        rows = []
+        for part in parts:
+            assert part.answer is not None
+            gradients = (F.normalize(g, dim=-1, eps=1e-12) for g in (part.delta, part.answer))
+            rows.append(torch.cat([part.x, *gradients], -1))
+        return torch.cat(rows), lengths
 
     @property
     def device(self) -> torch.device:
@@ -147,22 +180,43 @@ class DAFNet(nn.Module):
         signals: one a module, the same n edits in each. past: what is kept of the edits before
         them, `new_past()` where there are none; the new past comes back, and the old one stays
         valid until it is gone on from again. Without it nothing is kept, as in training.
+        With fusion by least squares, the updates are those of edits that are the first ones.
         """
-        updates: dict[int, Update] = {}
+        if self.least_squares is not None:
+            values, past = self.values(signals, past)
+            updates = []
+            for m, (part, value) in enumerate(zip(signals, values, strict=True)):
+                keys = part.x.to(self.device)
+                gain = gains(keys, self.least_squares.spread(m, keys))
+                updates.append(Update(gain, value, value.new_ones(())))
+            return updates, past
+        fused: dict[int, Update] = {}
         now: Past = {}
         for shape, group in self.groups.items():
-            parts = [signals[m].to(self.device) for m in group]
-            s = torch.cat([torch.cat([part.x, part.delta], -1) for part in parts])
-            lengths = torch.cat([part.lengths for part in parts])
+            s, lengths = self._inputs([signals[m] for m in group])
             x_hat, delta_hat, u, kept = self.networks[shape](s, lengths, past and past[shape])
             if not self.train_fusion:
                 u = u.detach()
             w, w_past = fusion_weights(u, self.fusion_order)  # [M, n], [M]
             scale = self.step_sizes[group][:, None] * w / lengths.view_as(w).clamp(min=1)
             scale = scale.flatten().repeat_interleave(lengths, output_size=len(s))
-            tokens = [len(part.x) for part in parts]
+            tokens = [len(signals[m].x) for m in group]
             each = zip(x_hat.split(tokens), (scale[:, None] * delta_hat).split(tokens), strict=True)
             for m, factors, weight in zip(group, each, w_past, strict=True):
-                updates[m] = Update(*factors, weight, self.edit_bias)
+                fused[m] = Update(*factors, weight, self.edit_bias)
             now[shape] = kept
-        return [updates[m] for m in range(len(signals))], now if past else None
+        return [fused[m] for m in range(len(signals))], now if past else None
+
+    def values(
+        self, signals: Sequence[EditSignals], past: Past | None = None
+    ) -> tuple[list[Tensor], Past | None]:
+        """The values V [n, d_out] of n edits of one token each, one a module, and the new past."""
+        values: dict[int, Tensor] = {}
+        now: Past = {}
+        for shape, group in self.groups.items():
+            s, lengths = self._inputs([signals[m] for m in group])
+            _, delta_hat, _, kept = self.networks[shape](s, lengths, past and past[shape])
+            for m, part in zip(group, delta_hat.chunk(len(group)), strict=True):
+                values[m] = self.step_sizes[m] * part
+            now[shape] = kept
+        return [values[m] for m in range(len(signals))], now if past else None

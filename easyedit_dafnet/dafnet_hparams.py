@@ -126,10 +126,12 @@ class _Settings:
     outer_att_head_n: int = 2
     outer_score_att_dim: int = 256
     outer_score_att_head_n: int = 2
-    norm_layer: Literal["exact", "batch", "layer"] = "exact"
+    norm_layer: Literal["exact", "batch", "layer", "module"] = "exact"
     edit_bias: bool = False
     train_fusion: bool = True
     fusion_order: Literal["paper", "released"] = "paper"
+    fusion: Literal["mean", "least_squares"] = "mean"
+    directions: int = 400  # principal ones of the inputs that least squares should leave alone
     signal_batch_size: int = 8
 
     # The key that names the method in a file, and its value.
@@ -170,6 +172,11 @@ class _Settings:
                 raise SettingsError(
                     f"Setting {name!r} is {getattr(self, name)}; it must be zero or above."
                 )
+        if self.fusion == "least_squares" and self.edit_bias:
+            raise SettingsError(
+                "Setting 'edit_bias' is true, but least squares edits weights only; set it to "
+                "false, or `fusion: mean`."
+            )
         if self.tokenizer_name is None:
             self.tokenizer_name = self.model_name
 
@@ -269,8 +276,19 @@ POSITIVE = {
     "val_edits",
     "passage_max_tokens",
     "save_interval",
+    "directions",
+    "text_weight",
+    "text_tokens",
+    "value_rate",
 }
-NOT_NEGATIVE = {"cache_gb", "lr_warmup", "norm_warmup_edits", "val_patience"}
+NOT_NEGATIVE = {
+    "cache_gb",
+    "lr_warmup",
+    "norm_warmup_edits",
+    "val_patience",
+    "value_steps",
+    "value_weight",
+}
 
 
 @dataclass(kw_only=True)
@@ -278,10 +296,14 @@ class DAFNetHyperParams(_Settings):
     """Settings for editing, as `BaseEditor.from_hparams` takes them.
 
     past_dtype: precision of what is kept of each edit; a sequence goes on with its first one.
+    value_steps, value_rate: with fusion by least squares, how many steps of what size the values
+    go on from what the networks propose, see `values.improved`.
     """
 
     alg_name: str = "DAFNet"
     past_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    value_steps: int = 5
+    value_rate: float = 0.2
 
     NAME_KEY: ClassVar[str] = "alg_name"
     NAME: ClassVar[str] = "DAFNet"
@@ -303,6 +325,7 @@ class DAFNetTrainingHparams(_Settings):
     lr_lr: float = 1e-4  # Adam, step sizes
     edit_lr: float = -5e-4  # first value of the step sizes
     lr_warmup: int = 20  # steps in which the rates rise to their values
+    lr_schedule: Literal["constant", "cosine"] = "constant"  # cosine: down to 5 % at max_iters
     grad_clip: float = 100.0  # largest norm of the networks' gradient
     max_iters: int = 1000
     seed: int = 42
@@ -314,6 +337,13 @@ class DAFNetTrainingHparams(_Settings):
     locality_weight: float = 0.2
     loss_batch_size: int = 24
     loss_sample_max_count: int = 48
+    # With fusion by least squares: weight of the mean squared length of the values, ...
+    value_weight: float = 1e-4
+    # ... the text's at first, relative to a key's, the text (a file, or null: Python's
+    # documentation), and how much of it is read for the directions to protect.
+    text_weight: float = 0.2
+    text: str | None = None
+    text_tokens: int = 30_000
     # Plain text whose predictions must stay: "generated" by the unedited model, a file, or null
     passages: str | None = "generated"
     passage_max_tokens: int = 1024

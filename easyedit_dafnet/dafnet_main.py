@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .checkpoint import dafnet_for, warn_if_other_model
-from .dafnet import DAFNet, Past
+from .dafnet import DAFNet, Past, Update
 from .dafnet_hparams import DAFNetHyperParams
-from .records import TokenBatch, encode_requests
+from .least_squares import Written
+from .records import TokenBatch, encode_requests, prompt_numbers
 from .signals import EditedModule, edit_signals
+from .values import improved
 
 LOG = logging.getLogger(__name__)
 STATE = "_dafnet_sequence"  # attribute of the edited model
@@ -47,18 +49,26 @@ class EditSequence:
             for name, value in self.originals.items()
         }
         self.past: Past = dafnet.new_past(past_dtype)
+        self.written: Written | None = None
+        if dafnet.least_squares is not None:
+            self.written = dafnet.least_squares.nothing_written()
 
     @property
     def bytes_per_edit(self) -> int:
         """Memory that each edit takes for good: keys, values and score keys, all modules."""
         layers = [layer for network in self.past.values() for layer in network]
-        return sum(layer.bytes_per_edit for layer in layers)
+        kept = self.written.bytes_per_edit if self.written else 0
+        return kept + sum(layer.bytes_per_edit for layer in layers)
 
     @property
     def constant_bytes(self) -> int:
-        """Memory of the original weights and their changes, however many edits there are."""
+        """Memory that is taken however many edits there are.
+
+        The original weights and their changes; with fusion by least squares, the inverses too.
+        """
         tensors = [*self.originals.values(), *self.changes.values()]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        kept = self.written.constant_bytes if self.written else 0
+        return kept + sum(t.numel() * t.element_size() for t in tensors)
 
     def parameter_names(self) -> list[str]:
         names = [m.weight_name for m in self.modules]
@@ -81,18 +91,57 @@ class EditSequence:
             for name, original in self.originals.items()
         )
 
-    def extend(self, model: Any, dafnet: DAFNet, batch: TokenBatch, signal_batch: int) -> None:
+    def updates(
+        self,
+        model: Any,
+        dafnet: DAFNet,
+        batch: TokenBatch,
+        changes: Mapping[str, Tensor],
+        past: Past,
+        written: Written | None,
+        hparams: DAFNetHyperParams,
+    ) -> tuple[list[Update], Past, Written | None]:
+        """What the batch's edits do to the modules after those that led to changes and past."""
+        size = hparams.signal_batch_size
+        signals = edit_signals(model, self.modules, batch, self.originals, size)
+        solver = dafnet.least_squares
+        if solver is None or written is None:
+            with torch.no_grad():
+                updates, now = dafnet(signals, past)
+            return updates, cast(Past, now), None
+        with torch.no_grad():
+            values, now = dafnet.values(signals, past)
+            keys = [s.x.to(dafnet.device) for s in signals]
+            gains = [solver.first_gain(m, k) for m, k in enumerate(keys)]
+        values = improved(
+            model, self.modules, batch, values, gains, self.originals,
+            hparams.value_steps, hparams.value_rate, size,
+        )  # fmt: skip
+        before = [
+            changes[m.weight_name].T if m.transposed else changes[m.weight_name]
+            for m in self.modules
+        ]
+        before = [change.to(dafnet.device) for change in before]
+        numbers = prompt_numbers(batch).to(dafnet.device)
+        steps, written = solver.write(keys, values, numbers, written, before)
+        one = torch.ones((), device=dafnet.device)
+        return [Update(a, b, one) for a, b in steps], cast(Past, now), written
+
+    def extend(
+        self, model: Any, dafnet: DAFNet, batch: TokenBatch, hparams: DAFNetHyperParams
+    ) -> None:
         """Add the batch's edits to the sequence and write the weights.
 
         Nothing changes, in the sequence or the model, unless all of it has succeeded.
         """
         together = len(batch) if dafnet.fusion_order == "released" else REQUESTS_AT_ONCE
         groups = batch.split(together)
-        changes, past = self.changes, self.past
+        changes, past, written = self.changes, self.past, self.written
         for group in tqdm(groups, desc="DAFNet edits", disable=len(groups) < 3):
-            signals = edit_signals(model, self.modules, group, self.originals, signal_batch)
+            updates, past, written = self.updates(
+                model, dafnet, group, changes, past, written, hparams
+            )
             with torch.no_grad():
-                updates, past = dafnet(signals, past)
                 fresh: dict[str, Tensor] = {}
                 for module, update in zip(self.modules, updates, strict=True):
                     fresh |= update.changed(module, changes)
@@ -105,7 +154,7 @@ class EditSequence:
                     f"The update of {name} is not finite, so the model was left as it was; check "
                     "the archive and the request."
                 )
-        self.changes, self.past = changes, past
+        self.changes, self.past, self.written = changes, past, written
         self.count += len(batch)
         with torch.no_grad():
             for name, change in changes.items():
@@ -156,7 +205,8 @@ def apply_dafnet_to_model(
     The edits live in the model's own parameters. A sequence goes on for as long as the weights
     stay as DAFNet left them, and starts afresh once the original weights are back.
 
-    requests: dicts with `prompt` and `target_new`. copy: edit a copy, leave the model alone.
+    requests: dicts with `prompt` and `target_new`; with fusion by least squares also `subject`,
+    which is guessed where it is not given. copy: edit a copy, leave the model alone.
     Returns the edited model and, with return_orig_weights, {parameter name: unedited tensor},
     the weights from before the first edit of the sequence.
     keep_original_weight is for hosts that restore only when it is set; it changes nothing here.
@@ -164,12 +214,12 @@ def apply_dafnet_to_model(
     Raises RequestError, SettingsError, CheckpointError or FloatingPointError before any weight
     has changed.
     """
-    batch = encode_requests(tok, requests, model)
+    batch = encode_requests(tok, requests, model, hparams.fusion == "least_squares")
     dafnet = dafnet_for(model, hparams)
     if copy:
         model = deepcopy(model)
     sequence = _sequence(model, dafnet, hparams)
-    sequence.extend(model, dafnet, batch, hparams.signal_batch_size)
+    sequence.extend(model, dafnet, batch, hparams)
     setattr(model, STATE, sequence)
     originals = {k: v.clone() for k, v in sequence.originals.items()} if return_orig_weights else {}
     return model, originals

@@ -70,14 +70,22 @@ class EditedWeights:
                 stack.callback(handle.remove)
             yield self.parameters
 
-    def backward(self) -> None:
-        """Send the gradients that the leaves have collected back through the networks."""
+    def backward(self, penalty: Tensor | None = None) -> None:
+        """Send the gradients that the leaves have collected back through the networks.
+
+        penalty: a loss on the networks' outputs themselves, which is added.
+        """
         traced = [
             (output, leaf.grad.to(output.device))
             for output, leaf in zip(self.outputs, self.leaves, strict=True)
             if leaf.grad is not None
         ]
-        torch.autograd.backward([o for o, _ in traced], [g for _, g in traced])
+        tensors: list[Tensor] = [output for output, _ in traced]
+        gradients: list[Tensor | None] = [gradient for _, gradient in traced]
+        if penalty is not None:
+            tensors.append(penalty)
+            gradients.append(None)
+        torch.autograd.backward(tensors, gradients)
 
 
 def _adding(x_hat: Tensor, delta_hat: Tensor, bias: bool) -> Callable[..., Tensor]:

@@ -93,6 +93,11 @@ def at_targets(model: Any, targets: Tensor, stop: bool = False) -> Iterator[None
         yield
 
 
+def answer_width(model: Any) -> int:
+    """Width of what the output embeddings see."""
+    return int(model.get_output_embeddings().weight.shape[-1])
+
+
 def target_logits(model: Any, batch: TokenBatch, parameters: Mapping[str, Tensor]) -> Tensor:
     """Logits at the target positions, [number of targets, vocabulary], in row order.
 
@@ -116,8 +121,8 @@ class Text:
 
     ids, labels: [length], labels as in TokenBatch. hidden: [length, d], the input of the first
     edited layer. log_probs: [targets, vocabulary], float32, what the unedited model predicts at
-    the targets; or final: [targets, d], the hidden states that it predicts them from. Each is
-    None where it is not kept.
+    the targets; or final: [targets, d], the hidden states that it predicts them from. at: [1], the
+    token that an edit is written at. Each is None where it is not kept.
     """
 
     ids: Tensor
@@ -125,6 +130,7 @@ class Text:
     hidden: Tensor | None = None
     log_probs: Tensor | None = None
     final: Tensor | None = None
+    at: Tensor | None = None
 
     @property
     def target_labels(self) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import shorten
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .language_model import LanguageModel, Text, texts_of
-from .records import RequestError, context_length, encode_targets
+from .records import RequestError, context_length, encode_targets, subject_positions
 
 Kind = Literal["reliability", "generality", "locality"]
 # The named losses and what they are about.
@@ -26,6 +26,7 @@ KINDS: dict[str, Kind] = {
 TEXT_FIELDS = (
     "prompt",
     "target_new",
+    "subject",
     "rephrase_prompt",
     "prefix",
     "locality_prompt",
@@ -55,9 +56,12 @@ class LossTerm:
         return sum(len(text.target_labels) for text in self.texts)
 
 
-def record_texts(tok: Any, record: Mapping[str, Any], model: Any) -> dict[str, Text]:
+def record_texts(
+    tok: Any, record: Mapping[str, Any], model: Any, at_subject: bool = False
+) -> dict[str, Text]:
     """The texts of a record by the loss they serve; those that it does not have are left out.
 
+    at_subject: the edit's own says where its subject ends.
     Raises RequestError for a text without target tokens or longer than the model's context.
     """
     prompt, target = record["prompt"], record["target_new"]
@@ -78,7 +82,11 @@ def record_texts(tok: Any, record: Mapping[str, Any], model: Any) -> dict[str, T
                 f"{name} takes {len(text)} tokens, but the model's context holds {limit}; shorten "
                 "it or leave the record out."
             )
-    return dict(zip(asked, texts, strict=True))
+    found = dict(zip(asked, texts, strict=True))
+    if at_subject:
+        at = subject_positions(tok, [record])
+        found["reliability"] = replace(found["reliability"], at=at)
+    return found
 
 
 def negative_log_likelihood(log_q: Tensor, labels: Tensor, gradient: Tensor) -> Tensor:

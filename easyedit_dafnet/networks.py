@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,32 @@ class MomentumNorm(nn.Module):
         return (s - self.mean) / (self.var.sqrt() + self.eps)
 
 
+class ModuleNorm(nn.Module):
+    """ExactNorm for each module by itself: modules may differ in scale by orders of magnitude.
+
+    What lies further than `LIMIT` deviations from the mean is brought there: few tokens set the
+    statistics, and inputs of a language model have outliers.
+    """
+
+    LIMIT = 5.0
+
+    def __init__(self, dim: int, modes: int) -> None:
+        super().__init__()
+        self.of_module = nn.ModuleList(ExactNorm(dim) for _ in range(modes))
+
+    def split(self, s: Tensor, lengths: Tensor) -> list[Tensor]:
+        """s [T, D] by module; lengths: [M * n], tokens per module and edit."""
+        return list(s.split(lengths.unflatten(0, (len(self.of_module), -1)).sum(1).tolist()))
+
+    def update(self, s: Tensor, lengths: Tensor) -> None:
+        for norm, part in zip(self.of_module, self.split(s, lengths), strict=True):
+            cast(ExactNorm, norm).update(part)
+
+    def forward(self, s: Tensor, lengths: Tensor) -> Tensor:
+        parts = zip(self.of_module, self.split(s, lengths), strict=True)
+        return torch.cat([norm(part) for norm, part in parts]).clamp(-self.LIMIT, self.LIMIT)
+
+
 NORMS = {"exact": ExactNorm, "batch": MomentumNorm, "layer": nn.LayerNorm}
 
 # Numbers of lower precision that are widened to float32 at once: 2 MB, to stay in the cache.
@@ -95,7 +121,7 @@ class NetworkSizes:
     outer_att_head_n: int = 2
     outer_score_att_dim: int = 256  # per head
     outer_score_att_head_n: int = 2
-    norm_layer: Literal["exact", "batch", "layer"] = "exact"
+    norm_layer: Literal["exact", "batch", "layer", "module"] = "exact"
 
 
 @dataclass(frozen=True)
@@ -294,19 +320,35 @@ class FusionLayer(nn.Module):
 
 
 class AuxiliaryNetwork(nn.Module):
-    """The network of one weight shape; its M modules are told apart by their mode index."""
+    """The network of one weight shape; its M modules are told apart by their mode index.
 
-    def __init__(self, d_in: int, d_out: int, modes: int, sizes: NetworkSizes) -> None:
+    d_answer: width of the answer's signal, where edits have one; then D = d_in + d_out + d_answer.
+    """
+
+    def __init__(
+        self, d_in: int, d_out: int, modes: int, sizes: NetworkSizes, d_answer: int = 0
+    ) -> None:
         super().__init__()
-        dim = d_in + d_out
-        self.d_in, self.d_out, self.modes, self.sizes = d_in, d_out, modes, sizes
-        self.norm: nn.Module = NORMS[sizes.norm_layer](dim)
+        dim = d_in + d_out + d_answer
+        self.d_in, self.d_out, self.d_answer = d_in, d_out, d_answer
+        self.modes, self.sizes = modes, sizes
+        self.norm: nn.Module
+        if sizes.norm_layer == "module":
+            self.norm = ModuleNorm(dim, modes)
+        else:
+            self.norm = NORMS[sizes.norm_layer](dim)
         self.layers = nn.ModuleList(FusionLayer(dim, modes, sizes) for _ in range(sizes.layer_n))
 
-    def update_statistics(self, s: Tensor) -> None:
-        """Add the tokens of s [T, D] to the running statistics, where the norm has some."""
-        if isinstance(self.norm, ExactNorm | MomentumNorm):
-            self.norm.update(s)
+    def update_statistics(self, s: Tensor, lengths: Tensor) -> None:
+        """Add the tokens of s [T, D] to the running statistics, where the norm has some.
+
+        lengths: [M * n], tokens per module and edit.
+        """
+        if isinstance(self.norm, ModuleNorm):
+            self.norm.update(s, lengths)
+        elif isinstance(self.norm, ExactNorm | MomentumNorm):
+            for part in s.split(lengths.unflatten(0, (self.modes, -1)).sum(1).tolist()):
+                self.norm.update(part)
 
     def new_past(self, dtype: torch.dtype, device: torch.device) -> list[PastEdits]:
         """What is kept before the first edit, one entry a layer; dtype: of what will be kept."""
@@ -321,6 +363,8 @@ class AuxiliaryNetwork(nn.Module):
 
     def normalised(self, s: Tensor, lengths: Tensor) -> Tensor:
         """s [T, D] as the network takes it; in training, the statistics go on counting."""
+        if isinstance(self.norm, ModuleNorm):
+            return cast(Tensor, self.norm(s, lengths))
         if self.training and isinstance(self.norm, ExactNorm | MomentumNorm):
             # One module after another, each by the statistics up to it.
             parts = s.split(lengths.unflatten(0, (self.modes, -1)).sum(1).tolist())
@@ -345,5 +389,5 @@ class AuxiliaryNetwork(nn.Module):
             x, u, kept = layer(x, lengths, mode, past[i] if past else None)
             scores.append(u)
             now.append(kept)
-        x_hat, delta_hat = x.split([self.d_in, self.d_out], -1)
+        x_hat, delta_hat, _ = x.split([self.d_in, self.d_out, self.d_answer], -1)
         return x_hat, delta_hat, torch.stack(scores), now if past else None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,14 @@ class TokenBatch:
     """Texts with the tokens to be predicted in them, padded on the right.
 
     input_ids, attention_mask, labels: [n, length]. labels[i, t] is the token that the logits at
-    position t should predict, or -100 where nothing is asked.
+    position t should predict, or -100 where nothing is asked. at: [n], the token that each edit is
+    written at, or None where edits are written at all tokens.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
+    at: Tensor | None = None
 
     @property
     def targets(self) -> Tensor:
@@ -45,7 +49,10 @@ class TokenBatch:
         mask = self.attention_mask[rows]
         length = int(mask.sum(1).max())
         return TokenBatch(
-            self.input_ids[rows][:, :length], mask[:, :length], self.labels[rows][:, :length]
+            self.input_ids[rows][:, :length],
+            mask[:, :length],
+            self.labels[rows][:, :length],
+            None if self.at is None else self.at[rows],
         )
 
     def split(self, size: int) -> list[TokenBatch]:
@@ -53,7 +60,10 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> TokenBatch:
         return TokenBatch(
-            self.input_ids.to(device), self.attention_mask.to(device), self.labels.to(device)
+            self.input_ids.to(device),
+            self.attention_mask.to(device),
+            self.labels.to(device),
+            None if self.at is None else self.at.to(device),
         )
 
 
@@ -98,6 +108,54 @@ def encode_targets(
     return _pad(ids, labels)
 
 
+# Words that may stand inside a name, and capitalised ones that questions begin with.
+_INSIDE = r"(?:of|the|de|la|du|van|von|der|and|for|in|on|at|to|y|e|&)"
+_NAME = re.compile(rf"[A-Z0-9][\w'’.:!-]*(?:,? {_INSIDE}(?= )| ?[A-Z0-9&][\w'’.:!-]*| [IVX]+)*")
+_OPENING = {"what", "who", "which", "where", "when", "why", "how", "the", "in", "a", "an", "on"}
+
+
+def guess_subject(prompt: str) -> str:
+    """What a prompt is about, where nobody says so: its longest name, else all of it.
+
+    A name is a run of capitalised words, with small ones such as "of" between them.
+    """
+    names = []
+    for name in _NAME.findall(prompt):
+        words = name.split(" ")
+        while words and words[0].lower() in _OPENING and len(words) > 1:
+            words = words[1:]
+        if not (len(words) == 1 and words[0].lower() in _OPENING):
+            name = " ".join(words).rstrip(",.:!?")
+            names.append(re.sub(r"['’]s$", "", name))
+    return max(names, key=len, default=prompt)
+
+
+def subject_positions(tok: Any, requests: Sequence[Mapping[str, Any]]) -> Tensor:
+    """[n], the last token of each request's subject in its prompt, where its edit is written.
+
+    The subject's last occurrence counts. Requests without one get the name that the prompt seems
+    to be about. Raises RequestError for a subject that is not in the prompt.
+    """
+    beginnings = []
+    for i, request in enumerate(requests):
+        prompt, subject = request["prompt"], request.get("subject")
+        if subject is None:
+            subject = guess_subject(prompt)
+        elif not isinstance(subject, str) or not subject.strip() or subject not in prompt:
+            raise RequestError(
+                f"Request {i}: the subject {subject!r} is not in the prompt {prompt!r}; give the "
+                "words of the prompt that name what the fact is about, or no subject."
+            )
+        beginnings.append(prompt[: prompt.rindex(subject) + len(subject)])
+    return torch.tensor([len(ids) - 1 for ids in tok(beginnings)["input_ids"]])
+
+
+def prompt_numbers(batch: TokenBatch) -> Tensor:
+    """[n], a number for each prompt: the same where the tokens up to the target are."""
+    rows = zip(batch.input_ids, batch.targets.int().argmax(1), strict=True)
+    return torch.tensor([zlib.crc32(ids[: t + 1].cpu().numpy().tobytes()) for ids, t in rows])
+
+
 def encode_passages(
     tok: Any, passages: Sequence[str], max_tokens: int, fraction: float = 0.9
 ) -> TokenBatch:
@@ -140,12 +198,19 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config, "max_position_embeddings", None)
 
 
-def encode_requests(tok: Any, requests: Iterable[Mapping[str, Any]], model: Any) -> TokenBatch:
-    """Check and tokenise edit requests: nothing is changed when one of them is unusable."""
+def encode_requests(
+    tok: Any, requests: Iterable[Mapping[str, Any]], model: Any, at_subject: bool = False
+) -> TokenBatch:
+    """Check and tokenise edit requests: nothing is changed when one of them is unusable.
+
+    at_subject: the batch says where the subjects end, as the place that edits are written at.
+    """
     requests = check_requests(requests)
     batch = encode_targets(
         tok, [r["prompt"] for r in requests], [r["target_new"] for r in requests]
     )
+    if at_subject:
+        batch = replace(batch, at=subject_positions(tok, requests))
     limit = context_length(model)
     lengths = batch.attention_mask.sum(1).tolist()
     for i, length in enumerate(lengths):

@@ -7,11 +7,11 @@ sum of the outer products of x and delta; DAFNet works on the factors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -55,28 +55,38 @@ class EditSignals:
     """Signals of n edits at one module, the tokens of edit 0 first, then those of edit 1, ...
 
     x: [T, d_in], delta: [T, d_out], float32; lengths: [n], kept tokens per edit, their sum is T.
+    answer: [T, d], at each token the gradient of its edit's loss at what the output embeddings
+    see, summed over the target's tokens; None where it was not asked for.
     """
 
     x: Tensor
     delta: Tensor
     lengths: Tensor
+    answer: Tensor | None = None
 
     def to(self, device: torch.device | str) -> EditSignals:
-        return EditSignals(self.x.to(device), self.delta.to(device), self.lengths.to(device))
+        moved = (t if t is None else t.to(device) for t in vars(self).values())
+        return EditSignals(*cast(Iterable[Any], moved))
 
     def split(self) -> list[EditSignals]:
         """Edit by edit, each in memory of its own."""
         tokens = self.lengths.tolist()
-        parts = zip(self.x.split(tokens), self.delta.split(tokens), self.lengths, strict=True)
-        return [EditSignals(x.clone(), delta.clone(), n[None].clone()) for x, delta, n in parts]
+        answers = [None] * len(tokens) if self.answer is None else self.answer.split(tokens)
+        parts = zip(self.x.split(tokens), self.delta.split(tokens), answers, strict=True)
+        return [
+            EditSignals(x.clone(), delta.clone(), n[None].clone(), a if a is None else a.clone())
+            for (x, delta, a), n in zip(parts, self.lengths, strict=True)
+        ]
 
 
 def concatenate(parts: Sequence[EditSignals]) -> EditSignals:
     """The signals of one module for all the edits of several batches, in order."""
+    answers = [p.answer for p in parts if p.answer is not None]
     return EditSignals(
         torch.cat([p.x for p in parts]),
         torch.cat([p.delta for p in parts]),
         torch.cat([p.lengths for p in parts]),
+        torch.cat(answers) if answers else None,
     )
 
 
@@ -144,7 +154,8 @@ def edit_signals(
     `originals` holds the unedited parameters by name where the model's own are edited already.
     `batch_size` edits pass the model together. Kept are the tokens up to the last that predicts
     a target, without those at which x or delta is all zero: prompt tokens that the loss does not
-    reach, as in the last layer's MLP.
+    reach, as in the last layer's MLP. A batch that says `at` which token its edits are written
+    keeps that one only, and the answer's signal with it.
     Raises FloatingPointError when a signal is not finite.
     """
     device = next(model.parameters()).device
@@ -152,7 +163,7 @@ def edit_signals(
     for part in batch.to(device).split(batch_size):
         forward = partial(target_logits, model, part, originals or {})
         with inference_mode_of(model):
-            parts.append(collect_signals(model, modules, part.labels, forward))
+            parts.append(collect_signals(model, modules, part.labels, forward, at=part.at))
     return [concatenate(p) for p in zip(*parts, strict=True)]
 
 
@@ -162,15 +173,21 @@ def collect_signals(
     labels: Tensor,
     forward: Callable[[], Tensor],
     lengths: Sequence[int] | None = None,
+    at: Tensor | None = None,
 ) -> list[EditSignals]:
     """The signals of one pass of texts [n, length], one EditSignals a module.
 
     forward: runs the model, its parameters without gradients, and gives the logits at the
     targets [number of targets, vocabulary]. lengths: of the texts, where they stand side by side
-    in one row.
+    in one row. at: [n], the one token of each text to keep; then with the answer's signal.
     """
     sizes = lengths or [labels.shape[1]] * len(labels)
     labels = labels.flatten()
+    seen: list[Tensor] = []
+
+    def watch_answer(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
 
@@ -189,12 +206,30 @@ def collect_signals(
         for module in modules:
             handle = model.get_submodule(module.name).register_forward_hook(watch(module.name))
             stack.callback(handle.remove)
+        if at is not None:
+            head = model.get_output_embeddings()
+            stack.callback(head.register_forward_pre_hook(watch_answer).remove)
         logits = forward()
         scale = LOSS_SCALE.get(logits.dtype, 1.0)
         wanted = labels[targets].to(logits.device)
         loss = scale * F.cross_entropy(logits.float(), wanted, reduction="sum")
-        gradients = torch.autograd.grad(loss, [outputs[m.name] for m in modules])
+        gradients = torch.autograd.grad(loss, [*(outputs[m.name] for m in modules), *seen])
 
+    if at is not None:
+        # seen before the head's input is narrowed down to the targets: all positions are there.
+        answer = gradients[-1].reshape(len(labels), -1).float() / scale
+        answers = torch.stack([part.sum(0) for part in answer.split(sizes)])
+        starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        return [
+            _finite(
+                module,
+                inputs[module.name].reshape(len(labels), -1)[starts + at].float(),
+                gradient.reshape(len(labels), -1)[starts + at].float() / scale,
+                torch.ones(len(sizes), dtype=torch.long, device=gradient.device),
+                answers.to(gradient.device),
+            )
+            for module, gradient in zip(modules, gradients[:-1], strict=True)
+        ]
     # Positions up to the last one that predicts a target token.
     reach = torch.cat([part.flip(0).cumsum(0).flip(0) > 0 for part in targets.split(sizes)])
     signals = []
@@ -204,12 +239,19 @@ def collect_signals(
             part.reshape(len(labels), -1).float() for part in (inputs[module.name], gradient)
         )
         delta = delta / scale
-        if not (torch.isfinite(x).all() and torch.isfinite(delta).all()):
-            raise FloatingPointError(
-                f"The edit signals at {module.name} are not finite; check the model's weights, or "
-                "load it in bfloat16 or float32."
-            )
         keep = reach.to(x.device) & (x != 0).any(-1) & (delta != 0).any(-1)
         kept = torch.stack([part.sum() for part in keep.split(sizes)])
-        signals.append(EditSignals(x[keep], delta[keep], kept))
+        signals.append(_finite(module, x[keep], delta[keep], kept))
     return signals
+
+
+def _finite(
+    module: EditedModule, x: Tensor, delta: Tensor, lengths: Tensor, answer: Tensor | None = None
+) -> EditSignals:
+    """The module's signals, once they are known to be finite."""
+    if not (torch.isfinite(x).all() and torch.isfinite(delta).all()):
+        raise FloatingPointError(
+            f"The edit signals at {module.name} are not finite; check the model's weights, or "
+            "load it in bfloat16 or float32."
+        )
+    return EditSignals(x, delta, lengths, answer)

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
@@ -33,11 +34,14 @@ from .checkpoint import dafnet_for, describe_base_model, save_dafnet
 from .dafnet import DAFNet
 from .dafnet_hparams import DAFNetTrainingHparams, SettingsError
 from .edited_weights import EditedWeights
-from .language_model import LanguageModel, Text, inference_mode_of, texts_of
+from .language_model import LanguageModel, Text, answer_width, inference_mode_of, texts_of
+from .least_squares import LeastSquares
 from .losses import KINDS, LossTerm, backward_losses, record_texts
 from .records import RequestError, check_requests, context_length, encode_passages
 from .scoring import sequence_scores
+from .second_moments import pieces_of, sums_of_inputs
 from .signals import find_modules
+from .text import moment_passages
 from .training_state import (
     StopSignals,
     TrainingInterrupted,
@@ -117,6 +121,11 @@ class DAFNetTrainer:
             raise SettingsError(
                 f"config is a {type(config).__name__}; DAFNetTrainer takes DAFNetTrainingHparams."
             )
+        if config.fusion == "least_squares" and not (config.norm_warmup_edits or config.archive):
+            raise SettingsError(
+                "Setting 'norm_warmup_edits' is 0, but least squares sets its scale by the keys of "
+                "some edits first; set it to 256, say."
+            )
         self.config = config
         sets = train_set if isinstance(train_set, Mapping) else {"edits": train_set}
         self.train_sets = {
@@ -167,22 +176,25 @@ class DAFNetTrainer:
                 edit_bias=config.edit_bias,
                 train_fusion=config.train_fusion,
                 fusion_order=config.fusion_order,
+                fusion=config.fusion,
+                directions=config.directions,
+                text_weight=config.text_weight,
+                d_answer=answer_width(model) if config.fusion == "least_squares" else 0,
             ).to(device)
         self.language_model = LanguageModel(model, [m.name for m in self.modules])
         cache = Cache(config.cache_gb * 1e9, Path(config.results_dir))
         known = [r for records in self.train_sets.values() for r in records] + self.val_records
-        self.unedited = Unedited(self.language_model, tok, self.modules, cache, known)
+        at_subject = config.fusion == "least_squares"
+        self.unedited = Unedited(self.language_model, tok, self.modules, cache, known, at_subject)
         self.passages: list[Text] = []
         self.optimizer = torch.optim.Adam(
             [
                 {"params": list(self.dafnet.networks.parameters()), "lr": config.lr},
-                {"params": [self.dafnet.step_sizes], "lr": config.lr_lr},
+                {"params": self.rates_of_their_own, "lr": config.lr_lr},
             ],
             fused=True,
         )
-        self.warmup = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min(1.0, (step + 1) / (config.lr_warmup + 1))
-        )
+        self.warmup = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self.rate)
         self.curriculum = Curriculum(
             length=config.seq_len_start,
             longest=config.seq_len_max,
@@ -197,11 +209,25 @@ class DAFNetTrainer:
         self.step, self.best = 0, {"score": -1.0}
         self.validated, self.waited = 0, 0  # step of the last validation; those since the best one
 
+    @property
+    def rates_of_their_own(self) -> list[torch.nn.Parameter]:
+        """Step sizes, and the weights of least squares: few numbers that much hangs on."""
+        solver = self.dafnet.least_squares
+        return [self.dafnet.step_sizes, *([solver.log_weights] if solver else [])]
+
+    def rate(self, step: int) -> float:
+        """What the learning rates are multiplied by."""
+        rate = min(1.0, (step + 1) / (self.config.lr_warmup + 1))
+        if self.config.lr_schedule == "cosine":
+            done = min(1.0, step / self.config.max_iters)
+            rate *= 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2
+        return rate
+
     def check_texts(self, records: Sequence[Mapping[str, Any]], name: str) -> None:
         """Raise RequestError for a record that could not be used when its turn comes."""
         for i, record in enumerate(tqdm(records, desc=f"Reading {name}", leave=False, delay=2)):
             try:
-                record_texts(self.tok, record, self.model)
+                record_texts(self.tok, record, self.model, self.config.fusion == "least_squares")
             except RequestError as error:
                 raise RequestError(f"{name}, record {i}: {error}") from None
 
@@ -225,11 +251,21 @@ class DAFNetTrainer:
                 terms.append(LossTerm(name, weights[kind], [texts[row] for row in rows]))
         return terms
 
-    def edited(self, prepared: Sequence[Prepared], texts: Sequence[Text]) -> EditedWeights:
-        """The language model's weights after the records' edits, to be judged on the texts."""
+    def edited(
+        self, prepared: Sequence[Prepared], texts: Sequence[Text]
+    ) -> tuple[EditedWeights, Tensor | None]:
+        """The language model's weights after the records' edits, to be judged on the texts.
+
+        With fusion by least squares also the penalty on long values: what an edit writes where it
+        should not grows with them.
+        """
         updates, _ = self.dafnet(joined_signals(prepared))
         tokens = [self.language_model.tokens_at(m.name, texts) for m in self.modules]
-        return EditedWeights(self.model, self.modules, updates, tokens)
+        penalty = None
+        if self.dafnet.least_squares is not None:
+            squares = torch.stack([u.delta_hat.square().sum(-1).mean() for u in updates])
+            penalty = self.config.value_weight * squares.sum()
+        return EditedWeights(self.model, self.modules, updates, tokens), penalty
 
     def train_step(self, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """One step of training on a sequence of edits. Returns the losses."""
@@ -237,12 +273,15 @@ class DAFNetTrainer:
         self.dafnet.train(not self.config.norm_warmup_edits)
         prepared = self.unedited.records(records)
         terms = self.loss_terms(prepared)
-        edited = self.edited(prepared, [text for term in terms for text in term.texts])
+        edited, penalty = self.edited(prepared, [text for term in terms for text in term.texts])
         with inference_mode_of(self.model), edited.applied() as parameters:
             losses = backward_losses(
                 self.language_model, terms, parameters, self.config.loss_batch_size
             )
-        edited.backward()
+        edited.backward(penalty)
+        if penalty is not None:
+            losses["values"] = penalty.item()
+            losses["loss"] += losses["values"]
         losses["gradient_norm"] = self.clip()
         self.optimizer.step()
         self.warmup.step()
@@ -268,7 +307,7 @@ class DAFNetTrainer:
     # ---- before, between and after --------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Set the statistics of the normalisation and find the passages."""
+        """Set the statistics of the normalisation, what to protect, and find the passages."""
         edits = self.config.norm_warmup_edits
         if edits and not self.config.archive:
             pool = [r for records in self.train_sets.values() for r in records]
@@ -277,7 +316,20 @@ class DAFNetTrainer:
             for i in tqdm(range(0, len(some), step), desc="Signal statistics", leave=False):
                 group = self.unedited.records(some[i : i + step])
                 self.dafnet.update_statistics(joined_signals(group))
+            if self.dafnet.least_squares is not None:
+                self.protect_text(self.dafnet.least_squares, some)
         self.passages = self.read_passages()
+
+    def protect_text(self, solver: LeastSquares, records: Sequence[Mapping[str, Any]]) -> None:
+        """Find the inputs that edits should leave alone: a text's, and the subjects' at large."""
+        passages = moment_passages(self.config.text)
+        pieces = pieces_of(self.tok, passages, self.config.text_tokens)
+        with inference_mode_of(self.model):
+            sums = sums_of_inputs(self.model, [m.name for m in self.modules], pieces)
+        keys = [s.x.to(self.dafnet.device) for s in joined_signals(self.unedited.records(records))]
+        for m, module in enumerate(self.modules):
+            solver.protect(m, sums[module.name], keys[m].T @ keys[m])
+            solver.scale_to(m, keys[m])
 
     def read_passages(self) -> list[Text]:
         """Plain text whose predictions must stay."""
@@ -342,7 +394,7 @@ class DAFNetTrainer:
             for i in range(0, len(records), length):
                 prepared = self.unedited.records(records[i : i + length])
                 texts = [p.texts for p in prepared]
-                edited = self.edited(prepared, [text for each in texts for text in each.values()])
+                edited, _ = self.edited(prepared, [text for t in texts for text in t.values()])
                 with inference_mode_of(self.model), edited.applied() as parameters:
                     result = sequence_scores(self.language_model, texts, parameters)
                 for key, values in result.items():
@@ -359,6 +411,8 @@ class DAFNetTrainer:
         settings = asdict(self.config)
         for place in ("model_name", "tokenizer_name", "archive", "results_dir"):
             del settings[place]  # folders of this machine
+        for file in ("passages", "text"):
+            settings[file] = settings[file] and Path(settings[file]).name
         save_dafnet(
             self.dafnet,
             self.save_path,

@@ -55,7 +55,7 @@ FREE = {
 # ...or they change no more than rounding, which is warned of.
 ROUNDING = {"device", "loss_batch_size", "model_parallel"}
 # Files and folders, which may have moved: compared by their last name.
-PLACES = {"archive", "model_name", "passages", "tokenizer_name"}
+PLACES = {"archive", "model_name", "passages", "text", "tokenizer_name"}
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -303,8 +303,11 @@ def _check_same_run(state: TrainingState, now: Mapping[str, Any], folder: Path) 
     def last_name(value: Any) -> Any:
         return value and Path(value).name
 
+    free = FREE | ROUNDING
+    if now["settings"]["lr_schedule"] != "constant":
+        free -= {"max_iters"}  # it is where the schedule ends
     for name, value in now["settings"].items():
-        if name in FREE | ROUNDING or name not in state.settings:
+        if name in free or name not in state.settings:
             continue
         same = last_name if name in PLACES else lambda v: v
         if same(value) != same(state.settings[name]):

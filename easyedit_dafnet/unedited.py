@@ -42,7 +42,9 @@ class Prepared:
             if value is not None
         }
         for m, signals in enumerate(self.signals):
-            found |= {f"signals/{m}/{part}": value for part, value in vars(signals).items()}
+            for part, value in vars(signals).items():
+                if value is not None:
+                    found[f"signals/{m}/{part}"] = value
         return found
 
     @classmethod
@@ -110,6 +112,7 @@ class Unedited:
     rounded depends on their company, so a resumed run, which has to prepare them again, does so in
     the same `groups`: then it goes on with the same bits.
     records: those of the run, in an order that does not change; groups: their numbers in it.
+    at_subject: edits are written where their subjects end.
     """
 
     def __init__(
@@ -119,7 +122,9 @@ class Unedited:
         modules: Sequence[EditedModule],
         cache: Cache,
         records: Sequence[Mapping[str, Any]] = (),
+        at_subject: bool = False,
     ) -> None:
+        self.at_subject = at_subject
         self.model, self.tok, self.modules, self.cache = model, tok, modules, cache
         self.known: dict[Hashable, int] = {}
         self.numbered: list[Mapping[str, Any]] = []
@@ -162,7 +167,10 @@ class Unedited:
         return self.cache[key].texts["passage"]
 
     def _prepare(self, group: Sequence[int]) -> list[Prepared]:
-        each = [record_texts(self.tok, self.numbered[n], self.model.model) for n in group]
+        each = [
+            record_texts(self.tok, self.numbered[n], self.model.model, self.at_subject)
+            for n in group
+        ]
         with inference_mode_of(self.model.model):
             hidden = iter(
                 self.model.with_hidden([text for texts in each for text in texts.values()])
@@ -189,6 +197,7 @@ class Unedited:
                 torch.cat([text.labels for text in pack])[None],
                 partial(self.model.logits, pack, trim=False),
                 [len(text) for text in pack],
+                torch.cat([t.at for t in pack if t.at is not None]) if self.at_subject else None,
             )
             each = zip(*(s.to("cpu").split() for s in signals), strict=True)
             found += [list(of_edit) for of_edit in each]

@@ -14,6 +14,7 @@ from easyedit_dafnet import apply_dafnet_to_model
 from easyedit_dafnet.checkpoint import load_dafnet
 from easyedit_dafnet.dafnet_hparams import SettingsError
 from easyedit_dafnet.dafnet_main import STATE
+from easyedit_dafnet.records import RequestError
 from tests.conftest import Subject
 from tests.tiny import REQUESTS
 
@@ -302,3 +303,82 @@ def test_settings_that_do_not_fit_are_refused_in_one_sentence(
         apply_dafnet_to_model(llama.model(), llama.tok, REQUESTS[:1], llama.hparams(archive=None))
     with pytest.raises(ValueError, match="the model has no module"):
         apply_dafnet_to_model(gpt2.model(), gpt2.tok, REQUESTS[:1], llama.hparams())
+
+
+# ---- fusion by least squares --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("split", [[1] * 7, [3, 4], [2, 4, 1]])
+def test_any_split_of_a_solved_sequence_gives_the_same_change(
+    solved: Subject, split: list[int]
+) -> None:
+    whole, parts = solved.model(), solved.model()
+    before = snapshot(whole)
+    edit(solved, whole, REQUESTS)
+    start = 0
+    for size in split:
+        edit(solved, parts, REQUESTS[start : start + size])
+        start += size
+    one, two = changes(parts, before), changes(whole, before)
+    assert set(one) == set(two) == {f"{name}.weight" for name in solved.modules}
+    for name in one:
+        # Adam divides small gradients by their size, so rounding shows more than elsewhere.
+        assert (one[name] - two[name]).norm() <= 1e-3 * two[name].norm(), name
+
+
+def test_a_solved_sequence_comes_back_bit_exactly(solved: Subject) -> None:
+    model = solved.model()
+    before = snapshot(model)
+    _, weights = edit(solved, model, REQUESTS[:3], return_orig_weights=True)
+    assert changes(model, before)
+    restore(model, weights)
+    assert not changes(model, before)
+    _, _ = edit(solved, model, REQUESTS[:2])
+    fresh = solved.model()
+    edit(solved, fresh, REQUESTS[:2])
+    assert_same(changes(model, before), changes(fresh, before))
+
+
+def test_a_later_edit_of_the_same_fact_takes_the_place_of_the_earlier(solved: Subject) -> None:
+    """What the earlier target gains over the unedited model is less than the later one gains."""
+    prompt = {"prompt": "The capital of France", "subject": "France"}
+    model, hparams = solved.model(), solved.hparams(value_steps=20)
+    ids = solved.tok(prompt["prompt"], return_tensors="pt").input_ids
+    first, second = (solved.tok(t)["input_ids"][0] for t in (" Paris", " Oslo"))
+
+    def log_probs() -> torch.Tensor:
+        with torch.no_grad():
+            return model(ids).logits[0, -1].log_softmax(-1)
+
+    unedited = log_probs()
+    apply_dafnet_to_model(model, solved.tok, [{**prompt, "target_new": "Paris"}], hparams)
+    once = log_probs()
+    apply_dafnet_to_model(model, solved.tok, [{**prompt, "target_new": "Oslo"}], hparams)
+    twice = log_probs()
+    assert once[first] > unedited[first]
+    assert twice[second] - unedited[second] > twice[first] - unedited[first]
+
+
+def test_what_a_solved_sequence_keeps(solved: Subject) -> None:
+    model = solved.model()
+    edit(solved, model, REQUESTS[:3])
+    held = getattr(model, STATE)
+    d_in = solved.edited[0].d_in
+    assert held.written.bytes_per_edit == 4 * d_in + 8
+    assert held.bytes_per_edit > held.written.bytes_per_edit
+    assert held.constant_bytes > len(solved.edited) * d_in**2 * 4
+
+
+def test_a_subject_outside_the_prompt_changes_nothing(solved: Subject) -> None:
+    model = solved.model()
+    before = snapshot(model)
+    bad = [REQUESTS[0], {**REQUESTS[1], "subject": "Madrid"}]
+    with pytest.raises(RequestError, match="Request 1: the subject 'Madrid' is not in the prompt"):
+        edit(solved, model, bad)
+    assert not changes(model, before)
+
+
+def test_the_settings_must_name_the_fusion_of_the_archive(solved: Subject) -> None:
+    hparams = solved.hparams(fusion="mean")
+    with pytest.raises(SettingsError, match=r"'fusion' is 'mean', but the archive .* 'least_sq"):
+        apply_dafnet_to_model(solved.model(), solved.tok, REQUESTS[:1], hparams)

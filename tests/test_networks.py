@@ -12,6 +12,7 @@ from easyedit_dafnet.networks import (
     ExactNorm,
     InterEditingAttention,
     IntraEditingAttention,
+    ModuleNorm,
     MomentumNorm,
     NetworkSizes,
     Rows,
@@ -105,7 +106,7 @@ LENGTHS = torch.tensor([[2, 1, 3, 4], [0, 2, 1, 1], [1, 0, 0, 5]])
 def test_modules_together_are_what_each_is_alone(network: AuxiliaryNetwork, norm: str) -> None:
     s, lengths = torch.randn(20, 12) * 3 + 1, LENGTHS.flatten()
     if norm == "frozen":
-        network.update_statistics(torch.randn(30, 12) * 2)
+        network.update_statistics(torch.randn(30, 12) * 2, torch.tensor([10, 10, 10]))
     else:
         network.norm = NORMS[norm](12)
         network.train()
@@ -224,3 +225,16 @@ def test_modes_tell_modules_of_one_shape_apart() -> None:
         network.get_parameter("layers.0.shift.weight")[1] += 1
     first, second = network(s, lengths)[0].split(4)
     assert not torch.allclose(first, second)
+
+
+def test_each_module_has_statistics_of_its_own() -> None:
+    torch.manual_seed(0)
+    norm, lengths = ModuleNorm(4, 2).eval(), torch.tensor([3, 2, 1, 4])
+    s = torch.randn(10, 4)
+    s[:5] *= 100
+    norm.update(s, lengths)
+    out = norm(s, lengths)
+    for part, rows in zip(out.split(5), s.split(5), strict=True):
+        torch.testing.assert_close(part, (rows - rows.mean(0)) / rows.std(0))
+    far = norm(1e6 * s, lengths)
+    assert far.abs().max() == ModuleNorm.LIMIT

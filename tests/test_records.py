@@ -17,8 +17,12 @@ from easyedit_dafnet.records import (
     encode_passages,
     encode_requests,
     encode_targets,
+    guess_subject,
+    prompt_numbers,
     read_records,
+    subject_positions,
 )
+from tests.conftest import Subject
 from tests.tiny import REQUESTS, TEXT, tokenizer
 
 TOK = tokenizer()
@@ -175,3 +179,56 @@ def test_unusable_files_are_named(tmp_path: Path, name: str, content: bytes, mes
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"There is no file '.*absent\.json'"):
         read_records(tmp_path / "absent.json")
+
+
+# ---- subjects -----------------------------------------------------------------------------------
+
+
+def test_the_edit_is_written_where_the_subject_ends(subject: Subject) -> None:
+    requests = [
+        {"prompt": "The capital of France is", "subject": "France"},
+        {"prompt": "France and the capital of France is", "subject": "France"},
+        {"prompt": "London", "subject": "London"},
+    ]
+    at = subject_positions(subject.tok, requests)
+    for request, position in zip(requests, at, strict=True):
+        ids = subject.tok(request["prompt"])["input_ids"]
+        text = subject.tok.decode(ids[: position + 1])
+        assert text == request["prompt"][: len(text)] and text.endswith(request["subject"])
+    assert at[1] > at[0]  # the last occurrence counts
+
+
+@pytest.mark.parametrize("subject_name", ["Spain", "", 3])
+def test_a_subject_that_is_not_in_the_prompt(subject: Subject, subject_name: Any) -> None:
+    requests = [REQUESTS[0], {"prompt": "The capital of France is", "subject": subject_name}]
+    with pytest.raises(RequestError, match=r"Request 1: the subject .* is not in the prompt"):
+        subject_positions(subject.tok, requests)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux"),
+        ("What is the twin city of Lyon? It is", "Lyon"),
+        ("Where was the University of the Arts founded?", "University of the Arts"),
+        ("Jeff Bova's profession is an", "Jeff Bova"),
+        ("Apple A5 was created by", "Apple A5"),
+        ("In Paris they speak", "Paris"),
+        ("pastizz was formulated in", "pastizz was formulated in"),
+    ],
+)
+def test_a_subject_that_nobody_names_is_guessed(prompt: str, expected: str) -> None:
+    assert guess_subject(prompt) == expected
+
+
+def test_prompts_have_numbers_of_their_own(subject: Subject) -> None:
+    def numbers(*pairs: tuple[str, str]) -> list[int]:
+        requests = [{"prompt": p, "target_new": t} for p, t in pairs]
+        batch = encode_requests(subject.tok, requests, subject.model(), at_subject=True)
+        return prompt_numbers(batch).tolist()
+
+    first = ("The capital of France is", "Rome")
+    same, other = (first[0], "Oslo is well known"), ("The capital of Italy is", "Rome")
+    a, b, c = numbers(first, same, other)
+    assert a == b != c
+    assert [a] == numbers(first)  # whatever the padding

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from easyedit_dafnet.records import IGNORE, TokenBatch, encode_targets
+from easyedit_dafnet.records import IGNORE, TokenBatch, encode_requests, encode_targets
 from easyedit_dafnet.signals import concatenate, edit_signals, find_modules
 from tests.conftest import Subject
 from tests.tiny import ARCHITECTURES, LLAMA_MODULES, REQUESTS, architecture, tiny_llama
@@ -152,3 +153,29 @@ def test_few_targets_in_a_large_vocabulary_are_not_rounded_away(tmp_path: Path) 
         (signals[dtype],) = edit_signals(model, find_modules(model, LLAMA_MODULES[-1:]), batch)
     exact = signals[torch.float64].delta
     assert (signals[torch.float32].delta - exact).norm() <= 2e-5 * exact.norm()
+
+
+def test_signals_of_one_token_and_of_the_answer(solved: Subject) -> None:
+    """x and delta at the subject's last token, and dL/dh at what the output embeddings see."""
+    model = solved.model()
+    batch = encode_requests(solved.tok, REQUESTS[:4], model, at_subject=True)
+    everywhere = edit_signals(model, solved.edited, replace(batch, at=None))
+    signals = edit_signals(model, solved.edited, batch, batch_size=3)
+    assert batch.at is not None
+    seen: list[torch.Tensor] = []
+    head = model.get_output_embeddings()
+    head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    logits = model(batch.input_ids, attention_mask=batch.attention_mask).logits
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch.labels.flatten(), reduction="sum"
+    )
+    answer = torch.autograd.grad(loss, seen[0])[0].sum(1)
+    for one, all_ in zip(signals, everywhere, strict=True):
+        assert one.lengths.tolist() == [1] * 4
+        starts = all_.lengths.cumsum(0) - all_.lengths
+        torch.testing.assert_close(one.x, all_.x[starts + batch.at], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.delta, all_.delta[starts + batch.at], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(one.answer, answer, rtol=1e-4, atol=1e-5)
+        joined = concatenate(one.split())
+        assert joined.answer is not None and one.answer is not None
+        assert torch.equal(joined.answer, one.answer)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from easyedit_dafnet import edited_weights
+from easyedit_dafnet import apply_dafnet_to_model, edited_weights
 from easyedit_dafnet.bridge import load_easyeditor
 from easyedit_dafnet.checkpoint import load_dafnet
 from easyedit_dafnet.dafnet_hparams import (
@@ -18,7 +19,8 @@ from easyedit_dafnet.dafnet_hparams import (
     SettingsError,
 )
 from easyedit_dafnet.trainer import Curriculum, DAFNetTrainer, as_records
-from tests.conftest import Subject
+from easyedit_dafnet.unedited import joined_signals
+from tests.conftest import SOLVED_LLAMA, Subject
 from tests.plain import plain_losses, plain_weights
 from tests.tiny import LLAMA_MODULES, REQUESTS, TEXT, tiny_llama, tokenizer
 
@@ -450,3 +452,93 @@ def test_training_on_leaves_the_archive_alone(config: Any, tmp_path: Path) -> No
     same = load_dafnet(first.save_path)
     assert all(torch.equal(v, before[k]) for k, v in same.state_dict().items())
     assert not any(p.requires_grad for p in same.parameters())
+
+
+# ---- fusion by least squares --------------------------------------------------------------------
+
+
+@pytest.fixture
+def solved_config(config: Any) -> Any:
+    def make(**changed: Any) -> DAFNetTrainingHparams:
+        values = {
+            "inner_params": SOLVED_LLAMA,
+            "fusion": "least_squares",
+            "directions": 4,
+            "norm_layer": "module",
+            "norm_warmup_edits": 7,
+            "text_tokens": 400,
+            "edit_lr": -0.1,
+        }
+        return config(**{**values, **changed})
+
+    return make
+
+
+def test_training_of_a_solved_form_learns(solved_config: Any) -> None:
+    trainer = DAFNetTrainer(
+        solved_config(lr=3e-3, lr_lr=1e-2, locality_weight=0.0), RECORDS, tok=TOK
+    )
+    trainer.prepare()
+    solver = trainer.dafnet.least_squares
+    assert solver is not None and (solver.get_buffer("freedom_0") < 1).any()
+    weights = solver.log_weights.detach().clone()
+    losses = [trainer.train_step(list(RECORDS[:3])) for _ in range(30)]
+    assert losses[-1]["loss"] < 0.95 * losses[0]["loss"]
+    assert losses[0]["values"] > 0
+    assert (solver.log_weights != weights).all()
+
+
+def test_the_penalty_keeps_values_short(solved_config: Any) -> None:
+    lengths = []
+    for weight in (0.0, 10.0):
+        config = solved_config(lr=3e-3, lr_lr=3e-3, value_weight=weight)
+        trainer = DAFNetTrainer(config, RECORDS, tok=TOK)
+        trainer.prepare()
+        for _ in range(10):
+            trainer.train_step(list(RECORDS[:3]))
+        prepared = trainer.unedited.records(RECORDS)
+        values, _ = trainer.dafnet.values(joined_signals(prepared))
+        lengths.append(sum(v.norm().item() for v in values))
+    assert lengths[1] < 0.9 * lengths[0]
+
+
+def test_a_solved_form_is_trained_saved_and_edits(solved_config: Any, llama: Path) -> None:
+    trainer = DAFNetTrainer(solved_config(val_interval=2), RECORDS, RECORDS[:3], tok=TOK)
+    scores = trainer.run()
+    assert 0 <= scores["score"] <= 1
+    kept = load_dafnet(trainer.save_path)
+    assert kept.least_squares is not None and trainer.dafnet.least_squares is not None
+    for m in range(2):
+        name = f"directions_{m}"
+        # Kept in half precision.
+        torch.testing.assert_close(
+            kept.least_squares.get_buffer(name),
+            trainer.dafnet.least_squares.get_buffer(name),
+            rtol=1e-3,
+            atol=1e-3,
+        )
+    settings = {f.name for f in fields(DAFNetHyperParams)} & {
+        f.name for f in fields(DAFNetTrainingHparams)
+    }
+    hparams = DAFNetHyperParams(
+        **{name: getattr(trainer.config, name) for name in settings - {"archive"}},
+        archive=str(trainer.save_path),
+    )
+    model: Any = AutoModelForCausalLM.from_pretrained(llama)
+    before = model.get_parameter(f"{SOLVED_LLAMA[0]}.weight").detach().clone()
+    apply_dafnet_to_model(model, TOK, REQUESTS, hparams)
+    assert not torch.equal(model.get_parameter(f"{SOLVED_LLAMA[0]}.weight"), before)
+
+
+def test_a_solved_form_needs_edits_to_set_its_scale(solved_config: Any) -> None:
+    with pytest.raises(SettingsError, match="'norm_warmup_edits' is 0, but least squares"):
+        DAFNetTrainer(solved_config(norm_warmup_edits=0), RECORDS, tok=TOK)
+
+
+def test_the_rates_fall_to_the_end_of_a_cosine(config: Any) -> None:
+    trainer = DAFNetTrainer(
+        config(lr_schedule="cosine", max_iters=100, lr_warmup=9), RECORDS, tok=TOK
+    )
+    rates = [trainer.rate(step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[100] == pytest.approx(0.05)
+    assert max(rates) == rates[9] and rates[9:] == sorted(rates[9:], reverse=True)

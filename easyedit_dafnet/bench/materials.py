@@ -10,11 +10,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ..text import moment_passages, perplexity_passages, text_name
 from .data import DataSource, data_names, find_data, load_data
 from .records import EditRecord
 from .streams import usable
 from .suite import Suite, SuiteError
-from .text import moment_passages, perplexity_passages, text_name
 
 
 @dataclass(frozen=True)

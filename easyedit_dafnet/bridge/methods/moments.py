@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,11 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
 from ...bench.method import Need, Workbench
+from ...second_moments import pieces_of, sums_of_inputs
 from ..host import host_info
 
-PIECE = 512
-"""Tokens that are read together at most; longer passages are cut."""
-BATCH = 4096
-"""Tokens of a batch, with padding."""
 TOKENS_PER_INPUT = 10
 """Fewer tokens for each input of a module give moments that are near to singular."""
 
@@ -52,16 +46,7 @@ class SecondMoments:
     @cached_property
     def _pieces(self) -> list[Tensor]:
         """The text's first tokens, [length] each; fewer than wanted when the text is short."""
-        limit = min(PIECE, getattr(self.bench.tok, "model_max_length", PIECE))
-        pieces: list[Tensor] = []
-        left = self.tokens
-        for passage in self.bench.text:
-            ids = torch.tensor(self.bench.tok(passage, verbose=False)["input_ids"][:left])
-            pieces += [piece for piece in ids.split(limit) if len(piece)]
-            left -= len(ids)
-            if left == 0:
-                break
-        return pieces
+        return pieces_of(self.bench.tok, self.bench.text, self.tokens)
 
     @property
     def found(self) -> int:
@@ -116,49 +101,14 @@ class SecondMoments:
     def _sums(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Sums of x xᵀ over all tokens, [inputs, inputs] by module name."""
         model = self.bench.load_model()
-        modules = {name: model.get_submodule(name) for name in names}
-        sums: dict[str, Tensor] = {}
-        # Which positions of the batch are tokens, and whose inputs were seen in this pass.
-        mask = torch.empty(0)
-        seen: set[str] = set()
-
-        def add(name: str, module: Any, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0][mask].to(getattr(torch, self.dtype))
-            width = x.shape[-1]
-            if self.tokens < TOKENS_PER_INPUT * width:
+        sums = sums_of_inputs(model, names, self._pieces, getattr(torch, self.dtype))
+        for name, moments in sums.items():
+            if self.tokens < TOKENS_PER_INPUT * (width := len(moments)):
                 raise ValueError(
                     f"{self.tokens:,} tokens are too few for second moments of the {width:,} "
                     f"inputs of {name}: set mom2_n_samples to at least {TOKENS_PER_INPUT * width:,}"
                 )
-            sums[name] = sums.get(name, x.new_zeros(width, width)).addmm_(x.T, x)
-            seen.add(name)
-            if len(seen) == len(modules):
-                raise _AllSeen  # what comes after it is not needed
-
-        hooks = [m.register_forward_pre_hook(partial(add, name)) for name, m in modules.items()]
-        try:
-            with torch.no_grad(), tqdm(total=self.tokens, unit="tok", desc="second moments") as bar:
-                for ids, mask in self._batches():
-                    seen.clear()
-                    with suppress(_AllSeen):
-                        model(input_ids=ids, attention_mask=mask.long(), use_cache=False)
-                    bar.update(int(mask.sum()))
-        finally:
-            for hook in hooks:
-                hook.remove()
         return sums
-
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Token ids and whether they are tokens, [pieces, length] each, longest pieces first."""
-        pieces = sorted(self._pieces, key=len, reverse=True)
-        while pieces:
-            count = max(1, BATCH // len(pieces[0]))
-            batch, pieces = pieces[:count], pieces[count:]
-            mask = pad_sequence([torch.ones_like(p) for p in batch], batch_first=True).bool()
-            yield (
-                pad_sequence(batch, batch_first=True).to(self.bench.device),
-                mask.to(self.bench.device),
-            )
 
     def _write(self, module: str, moments: Tensor) -> None:
         path = self.path(module)
@@ -172,7 +122,3 @@ class SecondMoments:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             np.savez(file, **arrays)
         Path(file.name).replace(path)
-
-
-class _AllSeen(Exception):
-    """The pass has gone far enough."""

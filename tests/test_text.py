@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from easyedit_dafnet.bench.text import (
+from easyedit_dafnet.records import RequestError
+from easyedit_dafnet.text import (
     moment_passages,
     passages,
     perplexity_passages,
     text_name,
 )
-from easyedit_dafnet.records import RequestError
 
 
 def sentence(name: str, words: int = 24) -> str:

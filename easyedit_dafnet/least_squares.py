@@ -1,0 +1,201 @@
+"""Gradient fusion by least squares, in place of the paper's weighted mean.
+
+Each edit i asks of a module y = xW that its change dW turn one input, the key k_i, into the value
+v_i; other inputs should not notice. With keys K [n, d_in] and values V [n, d_out], dW minimises
+
+    |K dW - V|^2 + lambda tr(dWᵀ M dW),
+
+where M are the second moments of inputs: of a plain text's tokens, and of the keys of subjects at
+large, in equal parts (MEMIT, arXiv 2210.07229, has the text's only). The solution is dW = Gᵀ V,
+with the gains
+
+    G = (I + K S Kᵀ)^-1 K S,    S = M^-1 / lambda.
+
+Of M its r principal directions are kept, U [d_in, r]; all others share their mean strength, which
+is the unit. So M^-1 = I - U (I - F) Uᵀ, with F [r] how freely each direction is written, in (0, 1].
+
+Edits that come later are added by recursive least squares: the residuals V - K dW take the place
+of V, and S loses what is now known, S <- S - (K S)ᵀ G. The outcome is that of all edits at once,
+and the cost of an edit does not depend on how many there were.
+
+An edit whose key was written before is about the same subject. Least squares would settle between
+the two; here the former one gives way where the prompt is the same, and both are kept, as a sum,
+where it is another. Either way what S knew along the key is forgotten first (directional
+forgetting).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .signals import EditedModule
+
+# Of two keys, from which on they are of one subject. Another text before a subject leaves it above
+# that in the first module; those of different subjects stay below it.
+SAME_KEY = 0.9
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is kept of the p edits so far.
+
+    inverses: S [d_in, d_in], one a module; constant in size.
+    keys: [p, d_in], those of the first module, of unit length in its metric; prompts: [p], a number
+    that tells prompts apart.
+    """
+
+    inverses: list[Tensor]
+    keys: Tensor
+    prompts: Tensor
+
+    @property
+    def bytes_per_edit(self) -> int:
+        return self.keys.shape[1] * self.keys.element_size() + self.prompts.element_size()
+
+    @property
+    def constant_bytes(self) -> int:
+        return sum(s.numel() * s.element_size() for s in self.inverses)
+
+
+def gains(keys: Tensor, spread: Tensor) -> Tensor:
+    """G [n, d_in] of keys K [n, d_in] and K S [n, d_in]."""
+    eye = torch.eye(len(keys), device=keys.device, dtype=keys.dtype)
+    return torch.linalg.solve(eye + spread @ keys.T, spread)
+
+
+class LeastSquares(nn.Module):
+    """How the edits of M modules are fused: what they should leave alone, and how much that weighs.
+
+    directions: r, how many principal directions of the inputs are told apart.
+    log_weights: [M], the logarithms of lambda, trained with the networks.
+    """
+
+    log_weights: nn.Parameter
+
+    def __init__(self, modules: Sequence[EditedModule], directions: int, weight: float) -> None:
+        super().__init__()
+        self.first_weight = weight
+        self.log_weights = nn.Parameter(torch.full([len(modules)], math.log(weight)))
+        for m, module in enumerate(modules):
+            rank = min(directions, module.d_in - 1)
+            self.register_buffer(f"directions_{m}", torch.zeros(module.d_in, rank))
+            self.register_buffer(f"freedom_{m}", torch.ones(rank))
+
+    @torch.no_grad()
+    def protect(self, m: int, *second_moments: Tensor) -> None:
+        """Let module m leave alone inputs of these second moments, [d_in, d_in] each."""
+        moments = torch.stack([c.double() / c.double().trace() for c in second_moments]).sum(0)
+        strengths, directions = torch.linalg.eigh(moments)
+        rank = len(self.get_buffer(f"freedom_{m}"))
+        top = strengths[-rank:].flip(0)
+        self.get_buffer(f"directions_{m}").copy_(directions[:, -rank:].flip(1))
+        self.get_buffer(f"freedom_{m}").copy_(strengths[:-rank].mean().clamp(min=0) / top)
+
+    @torch.no_grad()
+    def scale_to(self, m: int, keys: Tensor) -> None:
+        """Set lambda to its first value times the mean of k M^-1 kᵀ over keys [n, d_in]."""
+        size = (self._freed(m, keys) * keys).sum(-1).mean()
+        self.log_weights[m] = math.log(self.first_weight) + size.log()
+
+    def _freed(self, m: int, keys: Tensor) -> Tensor:
+        """K M^-1 [n, d_in]"""
+        directions, freedom = (self.get_buffer(f"{n}_{m}") for n in ("directions", "freedom"))
+        return keys - ((keys @ directions) * (1 - freedom)) @ directions.T
+
+    def spread(self, m: int, keys: Tensor) -> Tensor:
+        """K S [n, d_in] before any edit."""
+        return self._freed(m, keys) / self.log_weights[m].exp()
+
+    def first_gain(self, m: int, keys: Tensor) -> Tensor:
+        """[n], the share of its value that an edit alone would get, (k dW) / v."""
+        size = (self.spread(m, keys) * keys).sum(-1)
+        return size / (1 + size)
+
+    @torch.no_grad()
+    def nothing_written(self) -> Written:
+        device, inverses = self.log_weights.device, []
+        for m in range(len(self.log_weights)):
+            width = len(self.get_buffer(f"directions_{m}"))
+            inverses.append(self.spread(m, torch.eye(width, device=device)))
+        none = torch.zeros(0, dtype=torch.long, device=device)
+        return Written(inverses, torch.zeros(0, len(inverses[0]), device=device), none)
+
+    @torch.no_grad()
+    def write(
+        self,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+        prompts: Tensor,
+        written: Written,
+        changes: Sequence[Tensor],
+    ) -> tuple[list[tuple[Tensor, Tensor]], Written]:
+        """Add n edits to those written.
+
+        keys [n, d_in], values [n, d_out] and changes dW [d_in, d_out]: one a module. prompts: [n].
+        Returns for each module two factors, [n, d_in] and [n, d_out], whose product AᵀB is what is
+        added to its dW, and the new state.
+        """
+        steps: list[list[tuple[Tensor, Tensor]]] = [[] for _ in keys]
+        for rows, same_prompt in self._groups(keys[0], prompts, written):
+            inverses = []
+            for m, (k, v) in enumerate(zip(keys, values, strict=True)):
+                key, inverse = k[rows], written.inverses[m]
+                spread = key @ inverse
+                if same_prompt is not None:  # one edit, about a subject known before
+                    size, first = (spread @ key.T).item(), (self.spread(m, key) @ key.T).item()
+                    lost = spread * max(0.0, first - size) ** 0.5 / max(size, 1e-12)
+                    inverse = inverse + lost.T @ lost
+                    spread = key @ inverse
+                gain = gains(key, spread)
+                residual = v[rows]
+                if same_prompt is not False:
+                    has = key @ changes[m]
+                    for before, step in steps[m]:
+                        has = has + (key @ before.T) @ step
+                    # All of the former edit goes, not the share of it that the new one gets.
+                    residual = residual - (has / (gain @ key.T) if same_prompt else has)
+                steps[m].append((gain, residual))
+                inverses.append(inverse - spread.T @ gain)
+            written = replace(
+                written,
+                inverses=inverses,
+                keys=torch.cat([written.keys, self._unit(keys[0][rows])]),
+                prompts=torch.cat([written.prompts, prompts[rows]]),
+            )
+        joined = [(torch.cat(a), torch.cat(b)) for a, b in (zip(*s, strict=True) for s in steps)]
+        return joined, written
+
+    def _unit(self, keys: Tensor) -> Tensor:
+        """Keys [n, d_in] of the first module in its metric, of unit length."""
+        directions, freedom = self.get_buffer("directions_0"), self.get_buffer("freedom_0")
+        white = keys - ((keys @ directions) * (1 - freedom.sqrt())) @ directions.T
+        return F.normalize(white, dim=-1)
+
+    def _groups(
+        self, keys: Tensor, prompts: Tensor, written: Written
+    ) -> list[tuple[slice, bool | None]]:
+        """The n edits in runs that are solved together, in order.
+
+        An edit of a subject known before is a run of its own, and with it stands whether that was
+        with the same prompt; with all others stands None.
+        """
+        unit = self._unit(keys)
+        alike = unit @ torch.cat([written.keys, unit]).T >= SAME_KEY
+        alike = alike.tril(len(written.keys) - 1)  # with what came before
+        same = prompts[:, None] == torch.cat([written.prompts, prompts])
+        known, repeated = alike.any(1).tolist(), (alike & same).any(1).tolist()
+        groups: list[tuple[slice, bool | None]] = []
+        for i in range(len(keys)):
+            if known[i]:
+                groups.append((slice(i, i + 1), repeated[i]))
+            elif groups and groups[-1][1] is None:
+                groups[-1] = slice(groups[-1][0].start, i + 1), None
+            else:
+                groups.append((slice(i, i + 1), None))
+        return groups
