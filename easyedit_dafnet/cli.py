@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.util
 import logging
 import platform
-import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run_train(args: argparse.Namespace) -> None:
     from .dafnet_hparams import DAFNetTrainingHparams
-    from .records import RequestError, read_records
+    from .records import RequestError, hold_out, read_records
     from .trainer import DAFNetTrainer
 
     config = DAFNetTrainingHparams.from_hparams(args.hparams)
@@ -180,15 +179,12 @@ def run_train(args: argparse.Namespace) -> None:
     if args.val:
         validation = read_records(args.val)
     else:
-        # Held out of training: the same records for the same seed.
         validation = []
         for name, records in sets.items():
-            records = random.Random(config.seed).sample(records, len(records))
-            count = min(200, max(1, len(records) // 20))
-            if count == len(records):
+            if len(records) == 1:
                 raise RequestError(f"{name} has one record; give more, or name some with --val.")
-            validation += records[:count]
-            sets[name] = records[count:]
+            held, sets[name] = hold_out(records, config.seed)
+            validation += held
     trainer = DAFNetTrainer(config=config, train_set=sets, val_set=validation)
     trainer.run(resume=args.resume)
     print(f"The trained DAFNet is in {trainer.save_path}; name it as `archive` to edit with it.")
@@ -213,7 +209,7 @@ def run_edit(args: argparse.Namespace) -> None:
             raise RequestError(f"{path} exists; choose a new name, so that nothing is lost.")
     tok = AutoTokenizer.from_pretrained(hparams.tokenizer_name)
     model = AutoModelForCausalLM.from_pretrained(hparams.model_name).to(hparams.torch_device)
-    encode_requests(tok, requests, model)
+    encode_requests(tok, requests, model, hparams.fusion == "least_squares")
 
     shown = requests[: args.show]
     before = [answer(model, tok, r["prompt"]) for r in shown]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -265,3 +266,12 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         keys = ", ".join(records[0]) if records and isinstance(records[0], dict) else "none"
         raise RequestError(f"{path}: {error} (The first record's keys: {keys}.)") from None
     return records
+
+
+def hold_out(
+    records: Sequence[dict[str, Any]], seed: int
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Records to validate on, 5 % and at most 200, and the others; the same for the same seed."""
+    mixed = random.Random(seed).sample(records, len(records))
+    count = min(200, max(1, len(mixed) // 20))
+    return mixed[:count], mixed[count:]

@@ -16,9 +16,14 @@ PIECE = 512  # tokens that are read together at most; longer passages are cut
 BATCH = 4096  # tokens of a batch, with padding
 
 
-def pieces_of(tok: Any, passages: Iterable[str], tokens: int) -> list[Tensor]:
-    """The text's first tokens, [length] each; fewer than wanted when the text is short."""
-    limit = min(PIECE, getattr(tok, "model_max_length", PIECE))
+def pieces_of(
+    tok: Any, passages: Iterable[str], tokens: int, context: int | None = None
+) -> list[Tensor]:
+    """The text's first tokens, [length] each; fewer than wanted when the text is short.
+
+    context: tokens that the model takes at most.
+    """
+    limit = min(PIECE, getattr(tok, "model_max_length", PIECE), context or PIECE)
     pieces: list[Tensor] = []
     left = tokens
     for passage in passages:

@@ -323,7 +323,8 @@ class DAFNetTrainer:
     def protect_text(self, solver: LeastSquares, records: Sequence[Mapping[str, Any]]) -> None:
         """Find the inputs that edits should leave alone: a text's, and the subjects' at large."""
         passages = moment_passages(self.config.text)
-        pieces = pieces_of(self.tok, passages, self.config.text_tokens)
+        context = context_length(self.model)
+        pieces = pieces_of(self.tok, passages, self.config.text_tokens, context)
         with inference_mode_of(self.model):
             sums = sums_of_inputs(self.model, [m.name for m in self.modules], pieces)
         keys = [s.x.to(self.dafnet.device) for s in joined_signals(self.unedited.records(records))]

@@ -95,7 +95,7 @@ def test_a_useless_file_is_named(tmp_path: Path, content: bytes | None, problem:
 
 @pytest.mark.parametrize("name", ["wikitext2-valid.txt", "wikipedia-sample.txt"])
 def test_published_texts_are_cut_into_paragraphs(name: str) -> None:
-    data = os.environ.get("DAFNET_DATA") or Path(__file__).parents[3] / "shared" / "data"
+    data = os.environ.get("DAFNET_DATA") or Path(__file__).parents[2] / "shared" / "data"
     path = Path(data) / "text" / name
     if not path.is_file():
         pytest.skip(f"no text/{name}; set DAFNET_DATA to its folder")

@@ -1,0 +1,277 @@
+"""What each part of the strong form is worth, at editing time: one part is left out at a time.
+
+    python benchmarks/ablation.py --data counterfact-train.json
+    python benchmarks/ablation.py --data counterfact-train.json --only "as shipped" "no proposals"
+
+Edits sequences of the records that training with --seed held out of --data, so nothing here was
+trained on and nothing is an evaluation record; scores them after each sequence, teacher-forced, and
+writes a table and ablation.json. The parts of training (other losses, other modules) take a
+training run each: train with other settings and name the result with --archive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, harmonic_mean
+from typing import Any
+
+if not __package__:  # run as a script: the package is found from the repository's root
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+import transformers
+from rich.console import Console
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import easyedit_dafnet
+from benchmarks.speed.report import Section, to_markdown, to_table
+from easyedit_dafnet.bench.cells import write_json
+from easyedit_dafnet.bench.environment import cpu_name
+from easyedit_dafnet.checkpoint import dafnet_for
+from easyedit_dafnet.dafnet import DAFNet
+from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams
+from easyedit_dafnet.dafnet_main import EditSequence
+from easyedit_dafnet.language_model import LanguageModel, Text, inference_mode_of
+from easyedit_dafnet.least_squares import LeastSquares, Written
+from easyedit_dafnet.losses import record_texts
+from easyedit_dafnet.records import context_length, encode_requests, hold_out, read_records
+from easyedit_dafnet.scoring import sequence_scores
+from easyedit_dafnet.second_moments import pieces_of, sums_of_inputs
+from easyedit_dafnet.signals import edit_signals
+from easyedit_dafnet.text import moment_passages
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Second moments of each module's inputs, [d_in, d_in], and keys [n, d_in] of subjects."""
+
+    text: list[Tensor]
+    keys: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is done otherwise: settings, and a change of the DAFNet (solver, moments)."""
+
+    about: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    change: Callable[[DAFNet, Moments], None] | None = None
+
+
+def _solver(dafnet: DAFNet) -> LeastSquares:
+    assert dafnet.least_squares is not None, (
+        "the ablation is of the form that fuses by least squares"
+    )
+    return dafnet.least_squares
+
+
+def with_moments(choose: Callable[[Moments, int], list[Tensor]]) -> Callable[..., None]:
+    """Other inputs to leave alone; what they weigh beside a key stays."""
+
+    def change(dafnet: DAFNet, moments: Moments) -> None:
+        solver = _solver(dafnet)
+        for m, keys in enumerate(moments.keys):
+            before = solver.first_gain(m, keys).mean().logit()
+            if chosen := choose(moments, m):
+                solver.protect(m, *chosen)
+            else:
+                solver.get_buffer(f"freedom_{m}").fill_(1.0)
+            after = solver.first_gain(m, keys).mean().logit()
+            solver.log_weights[m] += after - before
+
+    return change
+
+
+def weighed(factor: float) -> Callable[..., None]:
+    def change(dafnet: DAFNet, _: Moments) -> None:
+        _solver(dafnet).log_weights.add_(torch.tensor(factor).log())
+
+    return change
+
+
+def without_proposals(dafnet: DAFNet, _: Moments) -> None:
+    dafnet.step_sizes.zero_()
+
+
+def without_memory(dafnet: DAFNet, _: Moments) -> None:
+    """Edits do not know what former ones have written."""
+    solver = _solver(dafnet)
+    write = solver.write
+
+    def forgetting(keys: Any, values: Any, prompts: Any, written: Written, changes: Any) -> Any:
+        steps = []
+        for i in range(len(prompts)):
+            row = slice(i, i + 1)
+            one, _ = write(
+                [k[row] for k in keys], [v[row] for v in values], prompts[row], written,
+                [torch.zeros_like(c) for c in changes],
+            )  # fmt: skip
+            steps.append(one)
+        joined = [
+            (torch.cat([a for a, _ in s]), torch.cat([b for _, b in s]))
+            for s in zip(*steps, strict=True)
+        ]
+        return joined, written
+
+    solver.write = forgetting  # type: ignore[method-assign]
+
+
+VARIANTS = {
+    "as shipped": Variant("the preset"),
+    "proposals alone": Variant("what the networks say is not improved", {"value_steps": 0}),
+    "no proposals": Variant("the same steps, from nothing", change=without_proposals),
+    "no proposals, 25 steps": Variant(
+        "as many steps as ROME and MEMIT take", {"value_steps": 25}, without_proposals
+    ),
+    "text's moments alone": Variant(
+        "M without the subjects' keys", change=with_moments(lambda s, m: [s.text[m]])
+    ),
+    "subjects' moments alone": Variant(
+        "M without the text's tokens",
+        change=with_moments(lambda s, m: [s.keys[m].T @ s.keys[m]]),
+    ),
+    "no moments": Variant("M = 1", change=with_moments(lambda s, m: [])),
+    "no memory": Variant("a sum of edits made one by one", change=without_memory),
+    "lambda / 4": Variant("what should be left alone weighs less", change=weighed(0.25)),
+    "lambda * 4": Variant("and more", change=weighed(4.0)),
+}
+
+
+def scores_of(
+    model: Any,
+    tok: Any,
+    dafnet: DAFNet,
+    hparams: DAFNetHyperParams,
+    sequences: Sequence[Sequence[Mapping[str, Any]]],
+    texts: Mapping[int, dict[str, Text]],
+    language_model: LanguageModel,
+) -> dict[str, float]:
+    """Means over all edits, each scored after its sequence; the score is their harmonic mean."""
+    found: dict[str, list[float]] = {}
+    for sequence in sequences:
+        held = EditSequence(model, dafnet, str(hparams.archive))
+        held.extend(model, dafnet, encode_requests(tok, sequence, model, True), hparams)
+        with inference_mode_of(model):
+            asked = [texts[id(record)] for record in sequence]
+            for name, values in sequence_scores(language_model, asked, {}).items():
+                found.setdefault(name, []).extend(values)
+        with torch.no_grad():
+            for name, value in held.originals.items():
+                model.get_parameter(name).copy_(value)
+    means = {name: fmean(values) for name, values in found.items()}
+    return {"score": harmonic_mean([max(v, 1e-9) for v in means.values()]), **means}
+
+
+def moments_of(
+    model: Any, tok: Any, dafnet: DAFNet, records: Sequence[Mapping[str, Any]], text: str | None
+) -> Moments:
+    pieces = pieces_of(tok, moment_passages(text), 30_000, context_length(model))
+    with inference_mode_of(model):
+        sums = sums_of_inputs(model, [m.name for m in dafnet.edited], pieces)
+    batch = encode_requests(tok, records, model, at_subject=True)
+    signals = edit_signals(model, dafnet.edited, batch)
+    return Moments([sums[m.name] for m in dafnet.edited], [s.x for s in signals])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--data", required=True, help="the records that training was given")
+    add("--hparams", default="DAFNet/smollm2-135m-strong", help="editing settings")
+    add("--archive", help="another trained network of the same sizes")
+    add("--seed", type=int, default=42, help="of the training: says what it held out (42)")
+    add("--text", help="plain text for second moments (default: Python's documentation)")
+    add("--num-edits", type=int, nargs="+", default=[1, 10, 100], help="lengths of sequences")
+    add("--edits", type=int, default=100, help="edits for each length (100)")
+    add("--only", nargs="+", choices=list(VARIANTS), metavar="ROW", help=f"{', '.join(VARIANTS)}")
+    add("--out", type=Path, default=Path("ablation"), help="folder for the table and the numbers")
+    args = parser.parse_args(arguments)
+
+    hparams = DAFNetHyperParams.from_hparams(args.hparams)
+    if args.archive:
+        hparams = replace(hparams, archive=args.archive)
+    model = AutoModelForCausalLM.from_pretrained(hparams.model_name).to(hparams.torch_device)
+    model.eval().requires_grad_(False)
+    tok = AutoTokenizer.from_pretrained(hparams.tokenizer_name)
+    held_out, others = hold_out(read_records(args.data), args.seed)
+    records = held_out[: args.edits]
+    shipped = dafnet_for(model, hparams)
+    language_model = LanguageModel(model, hparams.inner_params)
+    texts: dict[int, dict[str, Text]] = {}
+    with inference_mode_of(model):
+        for record in tqdm(records, desc="Unedited model", leave=False):
+            own = record_texts(tok, record, model)
+            (own["locality"],) = language_model.with_unedited([own["locality"]])
+            texts[id(record)] = own
+    moments = moments_of(model, tok, shipped, others[:1000], args.text)
+
+    rows: dict[str, dict[str, dict[str, float]]] = {}
+    for name in args.only or VARIANTS:
+        variant = VARIANTS[name]
+        dafnet = deepcopy(shipped)
+        if variant.change is not None:
+            variant.change(dafnet, moments)
+        settings = replace(hparams, **variant.settings)
+        rows[name] = {}
+        for n in args.num_edits:
+            runs = [records[i : i + n] for i in range(0, len(records) - n + 1, n)]
+            rows[name][str(n)] = scores_of(
+                model, tok, dafnet, settings, runs, texts, language_model
+            )
+            print(f"{name}, N = {n}: {rows[name][str(n)]}", flush=True)
+    section = _table(rows, args.num_edits)
+    Console().print(to_table(section))
+    args.out.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "data": Path(args.data).name,
+        "records": f"{len(records)} of those held out of training by seed {args.seed}",
+        "archive": Path(str(hparams.archive)).name,
+        "versions": {
+            "easyedit_dafnet": easyedit_dafnet.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "hardware": f"{cpu_name()}, {torch.get_num_threads()} threads",
+    }
+    write_json(args.out / "ablation.json", {**facts, "rows": rows})
+    caption = f"{facts['archive']}; {facts['data']}: {facts['records']}; {facts['hardware']}."
+    (args.out / "ablation.md").write_text(to_markdown([section], caption))
+
+
+def _table(
+    rows: Mapping[str, Mapping[str, Mapping[str, float]]], lengths: Sequence[int]
+) -> Section:
+    cells = [
+        [
+            name,
+            VARIANTS[name].about,
+            *(
+                " / ".join(
+                    f"{row[str(n)][key]:.2f}"
+                    for key in ("reliability", "generality", "locality", "score")
+                )
+                for n in lengths
+            ),
+        ]
+        for name, row in rows.items()
+    ]
+    return Section(
+        "One part left out at a time",
+        ["", "what it is", *(f"N = {n}" for n in lengths)],
+        cells,
+        "Reliability / generality / locality / harmonic mean, after the sequence, teacher-forced.",
+        names=2,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from benchmarks.ablation import VARIANTS, Moments, main
+from easyedit_dafnet.checkpoint import load_dafnet
+from tests.conftest import Subject
+from tests.tiny import REQUESTS
+
+RECORDS = [
+    {
+        "prompt": f"{request['prompt']} {name}",
+        "subject": name,
+        "target_new": request["target_new"],
+        "rephrase_prompt": f"It is well known that {request['prompt']} {name}",
+        "locality_prompt": f"Not {request['prompt']}",
+        "locality_ground_truth": "Paris",
+    }
+    for name in ("London", "Oslo", "Berlin", "Madrid", "Vienna", "Tokyo")
+    for request in REQUESTS
+]
+
+
+@pytest.fixture
+def arguments(solved: Subject, tmp_path: Path) -> list[str]:
+    settings, data = tmp_path / "solved.yaml", tmp_path / "records.json"
+    settings.write_text(yaml.safe_dump(asdict(solved.hparams())))
+    data.write_text(json.dumps(RECORDS))
+    # Some words that the tiny tokenizer knows.
+    text = tmp_path / "text.txt"
+    text.write_text(
+        "\n\n".join(" ".join(f"the capital {i} {j}" for j in range(12)) for i in range(9))
+    )
+    return ["--data", str(data), "--hparams", str(settings), "--text", str(text),
+            "--num-edits", "1", "2", "--edits", "2", "--out", str(tmp_path / "out")]  # fmt: skip
+
+
+def test_each_row_is_measured_and_differs_where_it_should(
+    arguments: list[str], tmp_path: Path, solved: Subject
+) -> None:
+    main(arguments)
+    found = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert list(found["rows"]) == list(VARIANTS)
+    for row in found["rows"].values():
+        for scores in row.values():
+            assert set(scores) == {"score", "reliability", "generality", "locality"}
+            assert all(0 <= value <= 1 for value in scores.values())
+    table = (tmp_path / "out" / "ablation.md").read_text()
+    assert "| no memory |" in table and "held out of training by seed 42" in table
+
+
+def test_rows_leave_the_trained_network_alone(arguments: list[str], tmp_path: Path) -> None:
+    scores = []
+    for out in ("one", "two"):
+        where = [*arguments[:-1], str(tmp_path / out)]
+        rows = ["as shipped"] if out == "one" else ["no moments", "no memory", "as shipped"]
+        main([*where, "--only", *rows])
+        found = json.loads((tmp_path / out / "ablation.json").read_text())
+        scores.append(found["rows"]["as shipped"])
+    assert scores[0] == scores[1]
+
+
+def test_what_a_row_changes_is_what_it_says(solved: Subject) -> None:
+    torch.manual_seed(0)
+    keys = [torch.randn(20, m.d_in) for m in solved.edited]
+    moments = Moments([k.T @ k for k in keys], keys)
+    shipped = load_dafnet(solved.archive)
+    for name, row in VARIANTS.items():
+        dafnet = deepcopy(shipped)
+        if row.change is None:
+            continue
+        row.change(dafnet, moments)
+        solver, before = dafnet.least_squares, shipped.least_squares
+        assert solver is not None and before is not None
+        if "moments" in name:  # what they weigh beside a key stays
+            for m, k in enumerate(keys):
+                share, former = (x.first_gain(m, k).mean().item() for x in (solver, before))
+                assert share == pytest.approx(former, abs=0.05)
+        elif "lambda" in name:
+            ratio = (solver.log_weights - before.log_weights).exp()
+            assert ratio.tolist() == pytest.approx([4.0 if "*" in name else 0.25] * len(ratio))
