@@ -18,6 +18,7 @@ from easyedit_dafnet.records import (
     encode_requests,
     encode_targets,
     guess_subject,
+    hold_out,
     prompt_numbers,
     read_records,
     subject_positions,
@@ -232,3 +233,12 @@ def test_prompts_have_numbers_of_their_own(subject: Subject) -> None:
     a, b, c = numbers(first, same, other)
     assert a == b != c
     assert [a] == numbers(first)  # whatever the padding
+
+
+def test_what_is_held_out_is_the_same_for_the_same_seed() -> None:
+    records = [{"prompt": str(i)} for i in range(100)]
+    held, others = hold_out(records, 1)
+    assert len(held) == 5 and len(others) == 95
+    assert sorted(r["prompt"] for r in held + others) == sorted(r["prompt"] for r in records)
+    assert hold_out(records, 1) == (held, others) != hold_out(records, 2)
+    assert len(hold_out(records * 100, 1)[0]) == 200

@@ -28,6 +28,7 @@ from easyedit_dafnet.training_state import (
     read_state,
     save_state,
 )
+from tests.conftest import SOLVED_LLAMA
 from tests.tiny import LLAMA_MODULES, REQUESTS, tiny_llama
 
 RECORDS = [
@@ -208,6 +209,17 @@ COUNTING = {
     "save_interval": 5,
 }
 
+SOLVED = {
+    **FROZEN,
+    "inner_params": SOLVED_LLAMA,
+    "fusion": "least_squares",
+    "directions": 4,
+    "norm_layer": "module",
+    "norm_warmup_edits": 7,
+    "text_tokens": 400,
+    "edit_lr": -0.1,
+    "lr_schedule": "cosine",
+}
 # Most of the prepared records lie on disk.
 MOMENTUM = {**COUNTING, "norm_layer": "batch", "train_fusion": False, "cache_gb": 3e-5}
 
@@ -219,8 +231,9 @@ MOMENTUM = {**COUNTING, "norm_layer": "batch", "train_fusion": False, "cache_gb"
         (FROZEN, RECORDS, RECORDS[:3], False),
         (COUNTING, SETS, None, False),
         (MOMENTUM, RECORDS, RECORDS, True),
+        (SOLVED, RECORDS, RECORDS[:3], False),
     ],
-    ids=["frozen", "counting", "momentum"],
+    ids=["frozen", "counting", "momentum", "solved"],
 )
 def test_an_interrupted_run_is_the_uninterrupted_one(
     runs: Runs, settings: dict[str, Any], train: Any, val: Any, fused: bool, how: str
@@ -628,3 +641,14 @@ def test_a_process_killed_while_writing_leaves_the_former_state(runs: Runs) -> N
     assert (runs.folder("run") / STATE).read_bytes() == before
     assert_same_run(runs.resumed("run"), whole)
     assert [p.name for p in runs.folder("run").iterdir()] == [STATE], "the next one cleans up"
+
+
+def test_a_run_whose_rates_fall_to_its_end_keeps_that_end(runs: Runs) -> None:
+    """With constant rates max_iters may be raised; a cosine would be another one."""
+    runs.settings = {"lr_schedule": "cosine"}
+    whole = runs.trainer("whole")
+    whole.run()
+    runs.interrupted("run", 2)
+    with pytest.raises(SettingsError, match="'max_iters' is 9, but the run"):
+        runs.trainer("run", max_iters=9).run(resume=True)
+    assert_same_training(runs.resumed("run"), whole)
