@@ -291,6 +291,18 @@ NOT_NEGATIVE = {
 }
 
 
+# Settings that only fusion by least squares reads.
+OF_LEAST_SQUARES = {
+    "directions",
+    "text",
+    "text_tokens",
+    "text_weight",
+    "value_rate",
+    "value_steps",
+    "value_weight",
+}
+
+
 @dataclass(kw_only=True)
 class DAFNetHyperParams(_Settings):
     """Settings for editing, as `BaseEditor.from_hparams` takes them.

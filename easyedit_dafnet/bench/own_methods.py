@@ -8,7 +8,13 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from ..dafnet_hparams import DAFNetHyperParams, DAFNetTrainingHparams, SettingsError, nearest
+from ..dafnet_hparams import (
+    OF_LEAST_SQUARES,
+    DAFNetHyperParams,
+    DAFNetTrainingHparams,
+    SettingsError,
+    nearest,
+)
 from ..dafnet_main import STATE, apply_dafnet_to_model
 from ..trainer import DAFNetTrainer
 from .method import Method, Need, Request, Workbench
@@ -120,9 +126,16 @@ class DAFNet(Method):
 
 
 def _of_the_method(hparams: DAFNetHyperParams | DAFNetTrainingHparams) -> dict[str, Any]:
-    """The settings without those that are this machine's; of the archive its name."""
-    where = {"model_name", "tokenizer_name", "device", "results_dir", "cache_gb"}
-    settings = {n: v for n, v in asdict(hparams).items() if n not in where}
+    """The settings that count: without those that are this machine's or change nothing as they are.
+
+    Of the archive its name.
+    """
+    left_out = {"model_name", "tokenizer_name", "device", "results_dir", "cache_gb"}
+    if hparams.fusion == "mean":
+        left_out |= {"fusion", *OF_LEAST_SQUARES}
+    if isinstance(hparams, DAFNetTrainingHparams) and hparams.lr_schedule == "constant":
+        left_out.add("lr_schedule")
+    settings = {n: v for n, v in asdict(hparams).items() if n not in left_out}
     return settings | {"archive": settings["archive"] and Path(settings["archive"]).name}
 
 
