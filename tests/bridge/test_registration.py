@@ -17,6 +17,7 @@ import easyedit_dafnet
 from easyedit_dafnet.bridge import HostInfo, host_info, register, tokenizers, unregister
 from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams
 from easyedit_dafnet.dafnet_main import apply_dafnet_to_model
+from tests.conftest import Subject
 from tests.tiny import LLAMA_MODULES, REQUESTS
 
 Hparams = Callable[..., DAFNetHyperParams]
@@ -273,6 +274,23 @@ def test_edit_of_gpt2(
     assert same(before, weights(model))
     _, model, _ = editor.edit(**inputs, **accumulating(host))
     assert_close(weights(model), edited_directly(gpt2_hparams, *[[r] for r in REQUESTS[:3]]))
+
+
+def test_edit_where_subjects_end(host: HostInfo, solved: Subject, inputs: dict[str, Any]) -> None:
+    """With fusion by least squares the host's `subject` says where; without it, it is guessed."""
+    editor = editor_for(solved.hparams())
+    before = weights(editor.model)
+    subjects = ["France", "Danielle Darrieux", "Lyon"]
+    metrics, model, originals = editor.edit(**inputs, subject=subjects, **keeping(host))
+    assert_scored(metrics)
+    assert set(originals) == {f"{name}.weight" for name in solved.modules}
+    assert same(before, weights(model))
+    _, model, _ = editor.edit(**inputs, subject=subjects, **accumulating(host))
+    named = [[{**r, "subject": s}] for r, s in zip(REQUESTS[:3], subjects, strict=True)]
+    assert_close(weights(model), edited_directly(solved.hparams(), *named))
+    guessed = editor_for(solved.hparams())
+    _, other, _ = guessed.edit(**inputs, **accumulating(host))
+    assert_close(weights(other), weights(model))
 
 
 def test_edit_requests(host: HostInfo, hparams: Hparams) -> None:
