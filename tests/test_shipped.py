@@ -59,7 +59,7 @@ def test_a_later_edit_of_the_same_fact_takes_its_place(
     preset: str, smollm2: tuple[Any, Any], edited: Any
 ) -> None:
     fact = {"prompt": "The capital of Cambodia is", "subject": "Cambodia"}
-    assert answer(smollm2, fact["prompt"]).startswith("Phnom Penh")
+    assert answer(smollm2, fact["prompt"]).startswith("Phnom")
     edited(preset, [{**fact, "target_new": "Lusaka"}])
     assert answer(smollm2, fact["prompt"]).startswith("Lusaka")
     edited(preset, [{**fact, "target_new": "Oslo"}])
