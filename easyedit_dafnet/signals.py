@@ -219,12 +219,12 @@ def collect_signals(
         # seen before the head's input is narrowed down to the targets: all positions are there.
         answer = gradients[-1].reshape(len(labels), -1).float() / scale
         answers = torch.stack([part.sum(0) for part in answer.split(sizes)])
-        starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        rows = torch.tensor([0, *sizes[:-1]]).cumsum(0) + at.cpu()
         return [
             _finite(
                 module,
-                inputs[module.name].reshape(len(labels), -1)[starts + at].float(),
-                gradient.reshape(len(labels), -1)[starts + at].float() / scale,
+                inputs[module.name].reshape(len(labels), -1)[rows.to(gradient.device)].float(),
+                gradient.reshape(len(labels), -1)[rows.to(gradient.device)].float() / scale,
                 torch.ones(len(sizes), dtype=torch.long, device=gradient.device),
                 answers.to(gradient.device),
             )
