@@ -18,8 +18,8 @@ Edits that come later are added by recursive least squares: the residuals V - K 
 of V, and S loses what is now known, S <- S - (K S)ᵀ G. The outcome is that of all edits at once,
 and the cost of an edit does not depend on how many there were.
 
-An edit whose key was written before is about the same subject. Least squares would settle between
-the two; here the former one gives way where the prompt is the same, and both are kept, as a sum,
+An edit whose key was written before is about the same subject, after the same words. Least squares
+would settle between the two; here the former one gives way where the prompt is the same, and both are kept, as a sum,
 where it is another. Either way what S knew along the key is forgotten first (directional
 forgetting).
 """
@@ -36,9 +36,9 @@ from torch import Tensor, nn
 
 from .signals import EditedModule
 
-# Of two keys, from which on they are of one subject. Another text before a subject leaves it above
-# that in the first module; those of different subjects stay below it.
-SAME_KEY = 0.9
+# Of two keys, from which on they are of one subject: the same words up to its end give 1. Of 3,320
+# facts of CounterFact, 3 pairs of different subjects reach it in SmolLM2's layer 3, 52 reach 0.9.
+SAME_KEY = 0.99
 
 
 @dataclass(frozen=True)
