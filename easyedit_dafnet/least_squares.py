@@ -19,9 +19,9 @@ of V, and S loses what is now known, S <- S - (K S)ᵀ G. The outcome is that of
 and the cost of an edit does not depend on how many there were.
 
 An edit whose key was written before is about the same subject, after the same words. Least squares
-would settle between the two; here the former one gives way where the prompt is the same, and both are kept, as a sum,
-where it is another. Either way what S knew along the key is forgotten first (directional
-forgetting).
+would settle between the two; here the former one gives way where the prompt is the same, and both
+are kept, as a sum, where it is another. Either way what S knew along the key is forgotten first
+(directional forgetting).
 """
 
 from __future__ import annotations
