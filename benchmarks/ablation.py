@@ -72,18 +72,23 @@ def _solver(dafnet: DAFNet) -> LeastSquares:
     return dafnet.least_squares
 
 
+def _sizes(solver: LeastSquares, m: int, keys: Tensor) -> Tensor:
+    """[n], k S kᵀ: an edit alone gets the share size / (1 + size) of its value."""
+    return (solver.spread(m, keys) * keys).sum(-1)
+
+
 def with_moments(choose: Callable[[Moments, int], list[Tensor]]) -> Callable[..., None]:
     """Other inputs to leave alone; what they weigh beside a key stays."""
 
     def change(dafnet: DAFNet, moments: Moments) -> None:
         solver = _solver(dafnet)
         for m, keys in enumerate(moments.keys):
-            before = solver.first_gain(m, keys).mean().logit()
+            before = _sizes(solver, m, keys).log().mean()
             if chosen := choose(moments, m):
                 solver.protect(m, *chosen)
             else:
                 solver.get_buffer(f"freedom_{m}").fill_(1.0)
-            after = solver.first_gain(m, keys).mean().logit()
+            after = _sizes(solver, m, keys).log().mean()
             solver.log_weights[m] += after - before
 
     return change
@@ -139,8 +144,13 @@ VARIANTS = {
     ),
     "no moments": Variant("M = 1", change=with_moments(lambda s, m: [])),
     "no memory": Variant("a sum of edits made one by one", change=without_memory),
+    "as trained": Variant(
+        "no more protection than in training, nothing louder",
+        {"protection": 1.0, "margin": 1.0, "margin_decay": 0.0},
+    ),
     "lambda / 4": Variant("what should be left alone weighs less", change=weighed(0.25)),
     "lambda * 4": Variant("and more", change=weighed(4.0)),
+    "no decay": Variant("the margin of a single edit, however many", {"margin_decay": 0.0}),
 }
 
 
@@ -156,7 +166,7 @@ def scores_of(
     """Means over all edits, each scored after its sequence; the score is their harmonic mean."""
     found: dict[str, list[float]] = {}
     for sequence in sequences:
-        held = EditSequence(model, dafnet, str(hparams.archive))
+        held = EditSequence(model, dafnet, hparams)
         held.extend(model, dafnet, encode_requests(tok, sequence, model, True), hparams)
         with inference_mode_of(model):
             asked = [texts[id(record)] for record in sequence]
@@ -193,13 +203,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--num-edits", type=int, nargs="+", default=[1, 10, 100], help="lengths of sequences")
     add("--edits", type=int, default=100, help="edits for each length (100)")
     add("--only", nargs="+", choices=list(VARIANTS), metavar="ROW", help=f"{', '.join(VARIANTS)}")
+    add(
+        "--dtype", default="float32", help="of the language model (bfloat16 is faster on some CPUs)"
+    )
     add("--out", type=Path, default=Path("ablation"), help="folder for the table and the numbers")
     args = parser.parse_args(arguments)
 
     hparams = DAFNetHyperParams.from_hparams(args.hparams)
     if args.archive:
         hparams = replace(hparams, archive=args.archive)
-    model = AutoModelForCausalLM.from_pretrained(hparams.model_name).to(hparams.torch_device)
+    model = AutoModelForCausalLM.from_pretrained(
+        hparams.model_name, torch_dtype=getattr(torch, args.dtype)
+    ).to(hparams.torch_device)
     model.eval().requires_grad_(False)
     tok = AutoTokenizer.from_pretrained(hparams.tokenizer_name)
     held_out, others = hold_out(read_records(args.data), args.seed)
@@ -235,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "data": Path(args.data).name,
         "records": f"{len(records)} of those held out of training by seed {args.seed}",
         "archive": Path(str(hparams.archive)).name,
+        "dtype": args.dtype,
         "versions": {
             "easyedit_dafnet": easyedit_dafnet.__version__,
             "torch": torch.__version__,
@@ -243,7 +259,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "hardware": f"{cpu_name()}, {torch.get_num_threads()} threads",
     }
     write_json(args.out / "ablation.json", {**facts, "rows": rows})
-    caption = f"{facts['archive']}; {facts['data']}: {facts['records']}; {facts['hardware']}."
+    named = (facts["archive"], f"{facts['data']}: {facts['records']}", args.dtype)
+    caption = f"{'; '.join(named)}; {facts['hardware']}."
     (args.out / "ablation.md").write_text(to_markdown([section], caption))
 
 

@@ -280,12 +280,16 @@ POSITIVE = {
     "text_weight",
     "text_tokens",
     "value_rate",
+    "protection",
+    "margin",
+    "margin_facts",
 }
 NOT_NEGATIVE = {
     "cache_gb",
     "lr_warmup",
     "norm_warmup_edits",
     "val_patience",
+    "margin_decay",
     "value_steps",
     "value_weight",
 }
@@ -294,6 +298,10 @@ NOT_NEGATIVE = {
 # Settings that only fusion by least squares reads.
 OF_LEAST_SQUARES = {
     "directions",
+    "margin",
+    "margin_decay",
+    "margin_facts",
+    "protection",
     "text",
     "text_tokens",
     "text_weight",
@@ -308,14 +316,20 @@ class DAFNetHyperParams(_Settings):
     """Settings for editing, as `BaseEditor.from_hparams` takes them.
 
     past_dtype: precision of what is kept of each edit; a sequence goes on with its first one.
-    value_steps, value_rate: with fusion by least squares, how many steps of what size the values
-    go on from what the networks propose, see `values.improved`.
+    With fusion by least squares: value_steps, value_rate: how many steps of what size the values
+    go on from what the networks propose, see `values.improved`. protection: how much more than in
+    training inputs that are to be left alone weigh. margin, margin_facts, margin_decay: what the
+    values of n facts are multiplied by, see `least_squares.Overshoot`.
     """
 
     alg_name: str = "DAFNet"
     past_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     value_steps: int = 5
     value_rate: float = 0.2
+    protection: float = 1.0
+    margin: float = 1.0
+    margin_facts: float = 25.0
+    margin_decay: float = 0.0
 
     NAME_KEY: ClassVar[str] = "alg_name"
     NAME: ClassVar[str] = "DAFNet"

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .checkpoint import dafnet_for, warn_if_other_model
 from .dafnet import DAFNet, Past, Update
 from .dafnet_hparams import DAFNetHyperParams
-from .least_squares import Written
+from .least_squares import Overshoot, Written
 from .records import TokenBatch, encode_requests, prompt_numbers
 from .signals import EditedModule, edit_signals
 from .values import improved
@@ -30,15 +30,13 @@ REQUESTS_AT_ONCE = 64
 class EditSequence:
     """The edits a model holds: lives on the model, so that two models never meet.
 
-    Edited weight = original + change; both parts are kept, so restoring is exact.
-    past_dtype: of what the networks keep of each edit, see `bytes_per_edit`.
+    Edited weight = original + margin * change; both parts are kept, so restoring is exact.
+    A sequence goes on with its first settings of what is kept and how it is written.
     """
 
-    def __init__(
-        self, model: Any, dafnet: DAFNet, archive: str, past_dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, model: Any, dafnet: DAFNet, hparams: DAFNetHyperParams) -> None:
         self.modules: list[EditedModule] = dafnet.edited
-        self.edit_bias, self.archive = dafnet.edit_bias, archive
+        self.edit_bias, self.archive = dafnet.edit_bias, str(hparams.archive)
         self.count = 0
         self.originals: dict[str, Tensor] = {
             name: model.get_parameter(name).detach().clone() for name in self.parameter_names()
@@ -48,10 +46,11 @@ class EditSequence:
             name: torch.zeros_like(value, dtype=torch.float32)
             for name, value in self.originals.items()
         }
-        self.past: Past = dafnet.new_past(past_dtype)
+        self.past: Past = dafnet.new_past(getattr(torch, hparams.past_dtype))
         self.written: Written | None = None
         if dafnet.least_squares is not None:
-            self.written = dafnet.least_squares.nothing_written()
+            overshoot = Overshoot(hparams.margin, hparams.margin_facts, hparams.margin_decay)
+            self.written = dafnet.least_squares.nothing_written(hparams.protection, overshoot)
 
     @property
     def bytes_per_edit(self) -> int:
@@ -74,14 +73,16 @@ class EditSequence:
         names = [m.weight_name for m in self.modules]
         return names + ([m.bias_name for m in self.modules] if self.edit_bias else [])
 
-    def _value(self, name: str, change: Tensor, like: Tensor) -> Tensor:
-        original = self.originals[name].to(like.device)
-        return (original.float() + change.to(like.device)).to(like.dtype)
+    def _value(self, name: str, change: Tensor, like: Tensor, written: Written | None) -> Tensor:
+        """The edited weight, on the device and of the type of `like`."""
+        original, change = (t.to(like.device) for t in (self.originals[name], change))
+        margin = written.margin if written else 1.0
+        return torch.add(original.float(), change, alpha=margin).to(like.dtype)
 
     def is_held_by(self, model: Any) -> bool:
         """Whether the model's weights are those that this sequence has written."""
         return all(
-            torch.equal(p := model.get_parameter(name), self._value(name, change, p))
+            torch.equal(p := model.get_parameter(name), self._value(name, change, p, self.written))
             for name, change in self.changes.items()
         )
 
@@ -112,9 +113,8 @@ class EditSequence:
         with torch.no_grad():
             values, now = dafnet.values(signals, past)
             keys = [s.x.to(dafnet.device) for s in signals]
-            gains = [solver.first_gain(m, k) for m, k in enumerate(keys)]
         values = improved(
-            model, self.modules, batch, values, gains, self.originals,
+            model, self.modules, batch, values, self.originals,
             hparams.value_steps, hparams.value_rate, size,
         )  # fmt: skip
         before = [
@@ -147,7 +147,7 @@ class EditSequence:
                     fresh |= update.changed(module, changes)
             changes = fresh
         for name, change in changes.items():
-            value = self._value(name, change, model.get_parameter(name))
+            value = self._value(name, change, model.get_parameter(name), written)
             # One that is not finite is an extreme. Several times faster than asking each.
             if not torch.stack([value.amin(), value.amax()]).isfinite().all():
                 raise FloatingPointError(
@@ -159,8 +159,7 @@ class EditSequence:
         with torch.no_grad():
             for name, change in changes.items():
                 parameter = model.get_parameter(name)
-                original, change = (t.to(parameter.device) for t in (self.originals[name], change))
-                torch.add(original, change, out=parameter)
+                parameter.copy_(self._value(name, change, parameter, written))
         LOG.debug(
             "%d edits held: %.1f MB, and %.1f kB an edit",
             self.count,
@@ -187,7 +186,7 @@ def _sequence(model: Any, dafnet: DAFNet, hparams: DAFNetHyperParams) -> EditSeq
         )
     if held is None:
         warn_if_other_model(dafnet, model)
-    return EditSequence(model, dafnet, archive, getattr(torch, hparams.past_dtype))
+    return EditSequence(model, dafnet, hparams)
 
 
 def apply_dafnet_to_model(

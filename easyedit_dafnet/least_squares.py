@@ -42,17 +42,41 @@ SAME_KEY = 0.99
 
 
 @dataclass(frozen=True)
+class Overshoot:
+    """How much louder n edits say their targets than their own prompts need.
+
+    A single edit that is louder reaches its rephrases; of many, what is too loud of one is noise
+    to the others, so the margin falls: margin / (1 + n / facts)^decay.
+    """
+
+    margin: float = 1.0
+    facts: float = 25.0
+    decay: float = 0.0
+
+    def __call__(self, n: int) -> float:
+        return self.margin / (1 + n / self.facts) ** self.decay
+
+
+@dataclass(frozen=True)
 class Written:
     """What is kept of the p edits so far.
 
     inverses: S [d_in, d_in], one a module; constant in size.
     keys: [p, d_in], those of the first module, of unit length in its metric; prompts: [p], a number
-    that tells prompts apart.
+    that tells prompts apart. protection: what lambda was multiplied by. overshoot: how loud the
+    values are.
     """
 
     inverses: list[Tensor]
     keys: Tensor
     prompts: Tensor
+    protection: float
+    overshoot: Overshoot
+
+    @property
+    def margin(self) -> float:
+        """What all values are multiplied by now. A fact edited again counts once."""
+        return self.overshoot(len(self.prompts.unique()))
 
     @property
     def bytes_per_edit(self) -> int:
@@ -112,19 +136,18 @@ class LeastSquares(nn.Module):
         """K S [n, d_in] before any edit."""
         return self._freed(m, keys) / self.log_weights[m].exp()
 
-    def first_gain(self, m: int, keys: Tensor) -> Tensor:
-        """[n], the share of its value that an edit alone would get, (k dW) / v."""
-        size = (self.spread(m, keys) * keys).sum(-1)
-        return size / (1 + size)
-
     @torch.no_grad()
-    def nothing_written(self) -> Written:
+    def nothing_written(
+        self, protection: float = 1.0, overshoot: Overshoot | None = None
+    ) -> Written:
+        """The state before the first edit, with lambda `protection` times the trained one."""
         device, inverses = self.log_weights.device, []
         for m in range(len(self.log_weights)):
             width = len(self.get_buffer(f"directions_{m}"))
-            inverses.append(self.spread(m, torch.eye(width, device=device)))
+            inverses.append(self.spread(m, torch.eye(width, device=device)) / protection)
         none = torch.zeros(0, dtype=torch.long, device=device)
-        return Written(inverses, torch.zeros(0, len(inverses[0]), device=device), none)
+        keys = torch.zeros(0, len(inverses[0]), device=device)
+        return Written(inverses, keys, none, protection, overshoot or Overshoot())
 
     @torch.no_grad()
     def write(
@@ -148,7 +171,8 @@ class LeastSquares(nn.Module):
                 key, inverse = k[rows], written.inverses[m]
                 spread = key @ inverse
                 if same_prompt is not None:  # one edit, about a subject known before
-                    size, first = (spread @ key.T).item(), (self.spread(m, key) @ key.T).item()
+                    size = (spread @ key.T).item()
+                    first = (self.spread(m, key) @ key.T).item() / written.protection
                     lost = spread * max(0.0, first - size) ** 0.5 / max(size, 1e-12)
                     inverse = inverse + lost.T @ lost
                     spread = key @ inverse

@@ -30,7 +30,6 @@ def improved(
     modules: Sequence[EditedModule],
     batch: TokenBatch,
     values: Sequence[Tensor],
-    gains: Sequence[Tensor],
     originals: Mapping[str, Tensor],
     steps: int,
     rate: float,
@@ -38,8 +37,8 @@ def improved(
 ) -> list[Tensor]:
     """Values [n, d_out], one a module, after at most `steps` of Adam at `rate`.
 
-    gains: [n], one a module, what of its value an edit gets. originals: the unedited parameters by
-    name. `batch_size` edits pass the model together; one that is made moves no further.
+    originals: the unedited parameters by name. `batch_size` edits pass the model together; one that
+    is made moves no further.
     """
     device = next(model.parameters()).device
     parts = []
@@ -47,11 +46,10 @@ def improved(
         rows = slice(start, start + batch_size)
         part = batch[rows].to(device)
         tensors = [v[rows].detach().clone().to(device).requires_grad_() for v in values]
-        shares = [g[rows].to(device)[:, None] for g in gains]
         optimizer = torch.optim.Adam(tensors, lr=rate, betas=BETAS)
         for _ in range(steps):
             with inference_mode_of(model), torch.enable_grad():
-                losses = _losses(model, modules, part, tensors, shares, originals)
+                losses = _losses(model, modules, part, tensors, originals)
                 going = losses.detach() > ENOUGH
                 if not going.any():
                     break
@@ -75,7 +73,6 @@ def _losses(
     modules: Sequence[EditedModule],
     batch: TokenBatch,
     values: Sequence[Tensor],
-    shares: Sequence[Tensor],
     originals: Mapping[str, Tensor],
 ) -> Tensor:
     """[n], mean negative log likelihood per target token, with the values written."""
@@ -91,8 +88,8 @@ def _losses(
         return hook
 
     with ExitStack() as stack:
-        for module, value, share in zip(modules, values, shares, strict=True):
-            handle = model.get_submodule(module.name).register_forward_hook(adding(share * value))
+        for module, value in zip(modules, values, strict=True):
+            handle = model.get_submodule(module.name).register_forward_hook(adding(value))
             stack.callback(handle.remove)
         logits = target_logits(model, batch, originals).float()
     labels = batch.labels[batch.targets].to(logits.device)

@@ -309,15 +309,18 @@ def test_settings_that_do_not_fit_are_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize("split", [[1] * 7, [3, 4], [2, 4, 1]])
+@pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_any_split_of_a_solved_sequence_gives_the_same_change(
-    solved: Subject, split: list[int]
+    solved: Subject, split: list[int], decay: float
 ) -> None:
     whole, parts = solved.model(), solved.model()
     before = snapshot(whole)
-    edit(solved, whole, REQUESTS)
+    hparams = solved.hparams(margin=3.0, margin_decay=decay, protection=4.0)
+    apply_dafnet_to_model(whole, solved.tok, REQUESTS, hparams)
     start = 0
     for size in split:
-        edit(solved, parts, REQUESTS[start : start + size])
+        part = REQUESTS[start : start + size]
+        apply_dafnet_to_model(parts, solved.tok, part, hparams)
         start += size
     one, two = changes(parts, before), changes(whole, before)
     assert set(one) == set(two) == {f"{name}.weight" for name in solved.modules}
@@ -337,6 +340,18 @@ def test_a_solved_sequence_comes_back_bit_exactly(solved: Subject) -> None:
     fresh = solved.model()
     edit(solved, fresh, REQUESTS[:2])
     assert_same(changes(model, before), changes(fresh, before))
+
+
+def test_the_margin_makes_a_change_larger(solved: Subject) -> None:
+    one, three = solved.model(), solved.model()
+    before = snapshot(one)
+    apply_dafnet_to_model(one, solved.tok, REQUESTS[:4], solved.hparams())
+    louder = solved.hparams(margin=6.0, margin_facts=4.0, margin_decay=1.0)
+    apply_dafnet_to_model(three, solved.tok, REQUESTS[:4], louder)
+    single, triple = changes(one, before), changes(three, before)
+    for name, change in single.items():
+        # The weights round what is added to them.
+        torch.testing.assert_close(triple[name], 3 * change, rtol=1e-3, atol=1e-6)
 
 
 def test_a_later_edit_of_the_same_fact_takes_the_place_of_the_earlier(solved: Subject) -> None:

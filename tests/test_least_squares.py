@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from easyedit_dafnet.least_squares import LeastSquares, Written, gains
+from easyedit_dafnet.least_squares import LeastSquares, Overshoot, Written, gains
 from easyedit_dafnet.signals import EditedModule
 
 MODULES = [EditedModule(f"m{i}", 12, 5, True, False) for i in range(2)]
@@ -27,10 +29,12 @@ def edits(n: int = 6) -> tuple[list[Tensor], list[Tensor], Tensor]:
 
 
 def write(
-    s: LeastSquares, parts: list[tuple[list[Tensor], list[Tensor], Tensor]]
+    s: LeastSquares,
+    parts: list[tuple[list[Tensor], list[Tensor], Tensor]],
+    written: Written | None = None,
 ) -> tuple[list[Tensor], Written]:
     """The change of each module after the parts, one after another."""
-    changes, written = [torch.zeros(12, 5) for _ in MODULES], s.nothing_written()
+    changes, written = [torch.zeros(12, 5) for _ in MODULES], written or s.nothing_written()
     for keys, values, prompts in parts:
         steps, written = s.write(keys, values, prompts, written, changes)
         changes = [c + a.T @ b for c, (a, b) in zip(changes, steps, strict=True)]
@@ -46,6 +50,11 @@ def moments(s: LeastSquares, m: int) -> Tensor:
     """M of module m, from what is kept of it."""
     directions, freedom = s.get_buffer(f"directions_{m}"), s.get_buffer(f"freedom_{m}")
     return torch.eye(12) + directions @ torch.diag(1 / freedom - 1) @ directions.T
+
+
+def first_gain(s: LeastSquares, m: int, key: Tensor) -> Tensor:
+    """The share of its value that the edit with this key [1, d_in] gets where it is alone."""
+    return (gains(key, s.spread(m, key)) @ key.T).detach()
 
 
 def test_the_change_minimises_what_it_says() -> None:
@@ -95,7 +104,7 @@ def test_any_split_gives_the_same_change(split: list[int]) -> None:
 def test_what_an_edit_alone_gets_of_its_value() -> None:
     s, part = solver(), rows(edits(), slice(0, 1))
     (change, _), _ = write(s, [part])
-    share = s.first_gain(0, part[0][0]).detach()
+    share = first_gain(s, 0, part[0][0])
     torch.testing.assert_close(part[0][0] @ change, share * part[1][0], rtol=1e-4, atol=1e-5)
     assert 0.5 < share.item() < 1
 
@@ -107,7 +116,7 @@ def test_the_same_prompt_again_replaces_the_former_edit() -> None:
     again = [k[2:3] for k in keys], new, prompts[2:3]
     changes, _ = write(s, [part, again])
     for m, (k, change) in enumerate(zip(keys, changes, strict=True)):
-        share = s.first_gain(m, k[2:3]).detach()
+        share = first_gain(s, m, k[2:3])
         torch.testing.assert_close(k[2:3] @ change, share * new[m], rtol=1e-3, atol=1e-3)
 
 
@@ -117,7 +126,7 @@ def test_the_same_subject_with_another_prompt_is_added() -> None:
     second = [torch.randn(1, 5) for _ in MODULES]
     changes, _ = write(s, [part, (keys, second, torch.tensor([99]))])
     for m, (k, change) in enumerate(zip(keys, changes, strict=True)):
-        share = s.first_gain(m, k).detach()
+        share = first_gain(s, m, k)
         expected = share * (values[m] + second[m])
         torch.testing.assert_close(k @ change, expected, rtol=1e-3, atol=1e-3)
 
@@ -134,6 +143,30 @@ def test_a_repeat_within_a_batch_is_a_repeat() -> None:
     apart, _ = write(s, [part, rows(both, slice(3, 4))])
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_protection_multiplies_lambda() -> None:
+    s, part = solver(), edits()
+    heavier = solver()
+    heavier.load_state_dict(s.state_dict())
+    with torch.no_grad():
+        heavier.log_weights.add_(math.log(5.0))
+    keys, _, prompts = part
+    again = [k[2:3] for k in keys], [torch.ones(1, 5) for _ in MODULES], prompts[2:3]
+    changes, _ = write(s, [part, again], s.nothing_written(protection=5.0))
+    expected, _ = write(heavier, [part, again])
+    for a, b in zip(changes, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_the_margin_falls_with_the_number_of_facts() -> None:
+    s, part = solver(), edits()
+    nothing = s.nothing_written(overshoot=Overshoot(3.0, 2.0, 0.5))
+    assert nothing.margin == 3.0  # of no facts at all
+    _, written = write(s, [rows(part, slice(0, 4))], nothing)
+    assert written.margin == pytest.approx(3.0 / 3**0.5)
+    _, written = write(s, [rows(part, slice(0, 4)), rows(part, slice(0, 4))], nothing)
+    assert written.margin == pytest.approx(3.0 / 3**0.5)  # facts edited again count once
 
 
 def test_what_is_kept_grows_by_a_key_an_edit() -> None:

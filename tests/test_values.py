@@ -13,7 +13,7 @@ from tests.conftest import Subject
 from tests.tiny import REQUESTS
 
 
-def setting(solved: Subject, n: int = 5) -> tuple[Any, TokenBatch, list[Tensor], list[Tensor]]:
+def setting(solved: Subject, n: int = 5) -> tuple[Any, TokenBatch, list[Tensor]]:
     model = solved.model()
     batch = encode_requests(solved.tok, REQUESTS[:n], model, at_subject=True)
     # At the last token of the prompt, for the first of the target: a random model's answer hangs on
@@ -24,19 +24,18 @@ def setting(solved: Subject, n: int = 5) -> tuple[Any, TokenBatch, list[Tensor],
     )
     batch = replace(batch, at=at, labels=first)
     values = [torch.zeros(n, m.d_out) for m in solved.edited]
-    return model, batch, values, [torch.full([n], 0.8) for _ in values]
+    return model, batch, values
 
 
 def losses(model: Any, solved: Subject, batch: TokenBatch, values: list[Tensor]) -> Tensor:
-    shares = [torch.full([len(batch), 1], 0.8)] * len(values)
     with torch.no_grad():
-        return _losses(model, solved.edited, batch, values, shares, {})
+        return _losses(model, solved.edited, batch, values, {})
 
 
 def test_values_come_to_say_the_target(solved: Subject) -> None:
-    model, batch, values, gains = setting(solved)
+    model, batch, values = setting(solved)
     weights = {k: v.clone() for k, v in model.state_dict().items()}
-    better = improved(model, solved.edited, batch, values, gains, {}, 20, 0.2)
+    better = improved(model, solved.edited, batch, values, {}, 20, 0.2)
     before, after = (losses(model, solved, batch, v) for v in (values, better))
     assert (after < 0.5 * before).all()
     assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
@@ -47,38 +46,38 @@ def test_values_come_to_say_the_target(solved: Subject) -> None:
 def test_an_edit_that_is_made_moves_no_further(
     solved: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, batch, values, gains = setting(solved)
+    model, batch, values = setting(solved)
     before = losses(model, solved, batch, values)
     enough = before.median().item()
     monkeypatch.setattr("easyedit_dafnet.values.ENOUGH", enough)
-    better = improved(model, solved.edited, batch, values, gains, {}, 2, 0.1)
+    better = improved(model, solved.edited, batch, values, {}, 2, 0.1)
     for now, then in zip(better, values, strict=True):
         assert ((now != then).any(1) == (before > enough)).all()
 
 
 def test_company_changes_nothing(solved: Subject) -> None:
-    model, batch, values, gains = setting(solved)
-    together = improved(model, solved.edited, batch, values, gains, {}, 3, 0.1)
+    model, batch, values = setting(solved)
+    together = improved(model, solved.edited, batch, values, {}, 3, 0.1)
     for size in (1, 2):
-        apart = improved(model, solved.edited, batch, values, gains, {}, 3, 0.1, batch_size=size)
+        apart = improved(model, solved.edited, batch, values, {}, 3, 0.1, batch_size=size)
         for a, b in zip(apart, together, strict=True):
             # Adam divides small gradients by their size: rounding shows more than elsewhere.
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_no_steps_leave_the_values(solved: Subject) -> None:
-    model, batch, values, gains = setting(solved)
-    kept = improved(model, solved.edited, batch, values, gains, {}, 0, 0.2)
+    model, batch, values = setting(solved)
+    kept = improved(model, solved.edited, batch, values, {}, 0, 0.2)
     assert all(a is b for a, b in zip(kept, values, strict=True))
 
 
 def test_the_unedited_weights_are_used_where_given(solved: Subject) -> None:
-    model, batch, values, gains = setting(solved, 2)
+    model, batch, values = setting(solved, 2)
     name = solved.edited[0].weight_name
-    expected = improved(model, solved.edited, batch, values, gains, {}, 2, 0.1)
+    expected = improved(model, solved.edited, batch, values, {}, 2, 0.1)
     originals = {name: model.get_parameter(name).detach().clone()}
     with torch.no_grad():
         model.get_parameter(name).mul_(2)
-    found = improved(model, solved.edited, batch, values, gains, originals, 2, 0.1)
+    found = improved(model, solved.edited, batch, values, originals, 2, 0.1)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.ablation import VARIANTS, Moments, main
+from benchmarks.ablation import VARIANTS, Moments, _sizes, main
 from easyedit_dafnet.checkpoint import load_dafnet
 from tests.conftest import Subject
 from tests.tiny import REQUESTS
@@ -81,8 +81,8 @@ def test_what_a_row_changes_is_what_it_says(solved: Subject) -> None:
         assert solver is not None and before is not None
         if "moments" in name:  # what they weigh beside a key stays
             for m, k in enumerate(keys):
-                share, former = (x.first_gain(m, k).mean().item() for x in (solver, before))
-                assert share == pytest.approx(former, abs=0.05)
+                size, former = (_sizes(x, m, k).log().mean().item() for x in (solver, before))
+                assert size == pytest.approx(former, abs=1e-4)
         elif "lambda" in name:
             ratio = (solver.log_weights - before.log_weights).exp()
             assert ratio.tolist() == pytest.approx([4.0 if "*" in name else 0.25] * len(ratio))
