@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def setup(summary: Summary) -> list[tuple[str, str]]:
             add("data", data_words(name, source))
         for name, value in (run.suite.get("common") or {}).items():
             add("model's fingerprint" if name == "model" else name, value)
-        add("command", run.suite.get("command"))
+        add("command", whole_command(run.suite.get("command")))
     bodies = [
         cell.body
         for run in summary.runs
@@ -43,11 +44,25 @@ def setup(summary: Summary) -> list[tuple[str, str]]:
         add("protocol", body.get("protocol"))
         add("peak memory", body.get("peak_memory_kind"))
         for name, value in (body.get("environment") or {}).items():
-            add(name, value)
+            add(name, whole_command(value) if name == "command" else value)
     times = sorted(str(body[when]) for body in bodies for when in TIMES if body.get(when))
     if times:
         add("run between", f"{times[0]} and {times[-1]}")
     return [(name, "; ".join(values)) for name, values in lines.items()]
+
+
+def whole_command(command: str | None) -> str | None:
+    """The command that makes the whole run, without the --only of one that made a part of it."""
+    if command is None:
+        return None
+    words: list[str] = []
+    skipping = False
+    for word in shlex.split(command):
+        if word.startswith("-"):
+            skipping = word == "--only" or word.startswith("--only=")
+        if not skipping:
+            words.append(word)
+    return shlex.join(words)
 
 
 def model_name(run: Run) -> str:
