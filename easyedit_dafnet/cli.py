@@ -14,6 +14,7 @@ from typing import Any
 
 from . import __version__
 from .bench.options import EXAMPLES, add_options
+from .dafset.options import add_commands
 
 TRAIN_EXAMPLES = """\
 examples:
@@ -144,6 +145,9 @@ def parser() -> argparse.ArgumentParser:
         help="copy the first run's plan and results there, without texts and this machine's paths",
     )
     report.set_defaults(run=run_report)
+
+    dafset = command("dafset", "build a data set to train on from Wikidata, analyse and check it")
+    add_commands(dafset)
 
     info = command("info", "show the host, versions and devices, and what is missing")
     info.set_defaults(run=run_info)
@@ -303,6 +307,8 @@ def run_info(args: argparse.Namespace) -> None:
         "bench": ["filelock", "rich"],
         "slurm": ["submitit"],
         "report": ["filelock", "jinja2", "rich", "markupsafe"],
+        "dafset": ["duckdb", "ibis", "jinja2", "matplotlib", "orjson", "pyarrow", "rapidgzip"],
+        "dafset-spark": ["pyspark"],
         "tensorboard": ["tensorboard"],
     }
     devices = ["cpu"]

@@ -226,7 +226,7 @@ def load_facts(split: Literal["train", "demo"], seed: int = 0) -> list[dict[str,
 @cache
 def relations() -> tuple[Relation, ...]:
     """All relations with all their facts, those of both splits."""
-    countries, cities = _read_countries(), _read_cities()
+    countries, cities = read_countries(), read_cities()
     return (
         *_city_relations(countries, cities),
         *_country_relations(countries),
@@ -262,13 +262,13 @@ def _ask(wording: str, fact: Fact) -> str:
 
 def _split(relation: Relation, split: str) -> tuple[list[Fact], list[Fact]]:
     """The facts that records of this split edit, and those that their locality prompts ask for."""
-    facts = [fact for fact in relation.facts if _split_of(fact.subject) == split]
+    facts = [fact for fact in relation.facts if split_of(fact.subject) == split]
     facts.sort(key=lambda fact: _hash("neighbour", relation.name, fact.subject))
     kept = max(1, len(facts) * NEIGHBOUR_PERCENT // 100)
     return facts[kept:], facts[:kept]
 
 
-def _split_of(subject: str) -> str:
+def split_of(subject: str) -> str:
     return "demo" if _hash("split", subject.casefold()) % 100 < DEMO_PERCENT else "train"
 
 
@@ -323,7 +323,7 @@ def _missing(package: str) -> ImportError:
     )
 
 
-def _read_countries() -> dict[str, _Country]:
+def read_countries() -> dict[str, _Country]:
     """By ISO code. Capital, currency, language and continent are "" where they are not clear."""
     babel = _babel()
     names = babel.Locale("en").languages
@@ -363,12 +363,12 @@ def _read_countries() -> dict[str, _Country]:
     return countries
 
 
-def _read_cities() -> list[_City]:
+def read_cities() -> list[_City]:
     """Places of over 100,000 people whose name stands for one of them only, the largest first."""
     rows = sorted(
         _geonames().get_cities().values(), key=lambda row: (-row["population"], row["geonameid"])
     )
-    taken = {_fold(name) for name in _NO_CITIES | {c.name for c in _read_countries().values()}}
+    taken = {_fold(name) for name in _NO_CITIES | {c.name for c in read_countries().values()}}
     regions = defaultdict(set)
     for region in _pycountry().subdivisions:
         regions[_fold(region.name)].add(region.country_code)

@@ -1,0 +1,100 @@
+"""The facts that come with this package as the tables of a dump: a source that needs no download.
+
+Of those that training may see; the benchmark asks for the others. They have no Wikidata numbers,
+so entities get negative ones; no times of modification, so none of them is recent; and in place of
+page views the number of people who live there.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import facts
+from .extract import schemas
+from .packages import load
+
+KIND = 31
+"""The relation "instance of"."""
+
+
+class _Meaning(NamedTuple):
+    """A relation of `facts` as one of Wikidata, with the kinds of its ends."""
+
+    relation: int
+    head: str
+    tail: str
+
+
+MEANINGS = {
+    "city_country": _Meaning(17, "city", "country"),
+    "city_continent": _Meaning(30, "city", "continent"),
+    "us_city_state": _Meaning(131, "city", "state"),
+    "country_capital": _Meaning(36, "country", "city"),
+    "country_continent": _Meaning(30, "country", "continent"),
+    "country_currency": _Meaning(38, "country", "currency"),
+    "country_language": _Meaning(37, "country", "language"),
+    "subdivision_country": _Meaning(17, "subdivision", "country"),
+    "county_state": _Meaning(131, "county", "state"),
+}
+
+_Entity = tuple[str, str]  # kind, label
+
+
+def write_tables(out: Path) -> dict[str, Any]:
+    """Write entities, triples and, beside them, views into `out`; returns the counts."""
+    pa, pq = load("pyarrow"), load("pyarrow.parquet")
+    found = sorted(set(_facts()))
+    kinds = sorted({("kind", kind) for fact in found for kind, _ in (fact[0], fact[2])})
+    ends = {end for head, _, tail in found for end in (head, tail)}
+    entities = {entity: -number for number, entity in enumerate([*kinds, *sorted(ends)], start=1)}
+    triples = [(entities[head], relation, entities[tail]) for head, relation, tail in found]
+    triples += [(entities[end], KIND, entities["kind", end[0]]) for end in sorted(ends)]
+    people = _inhabitants()
+    rows = [
+        (number, label, [], kind, label, 0, None, False)
+        for (kind, label), number in entities.items()
+    ]
+    titles = sorted({label for kind, label in ends if label in people})
+    out.mkdir(parents=True, exist_ok=True)
+    for name, columns, schema in (
+        ("entities-00000", rows, schemas()[0]),
+        ("triples-00000", triples, schemas()[1]),
+        ("views", [(title, people[title]) for title in titles], _views_schema()),
+    ):
+        arrays = [
+            pa.array(c, t) for c, t in zip(zip(*columns, strict=True), schema.types, strict=True)
+        ]
+        scratch = out / f".{name}.part"
+        pq.write_table(pa.Table.from_arrays(arrays, schema=schema), scratch)
+        scratch.replace(out / f"{name}.parquet")
+    return {"items": len(entities), "statements": len(triples), "skipped": {}}
+
+
+def _facts() -> list[tuple[_Entity, int, _Entity]]:
+    """(head, relation, tail); countries and the like without their article."""
+    found = []
+    for relation in facts.relations():
+        if meaning := MEANINGS.get(relation.name):
+            for fact in relation.facts:
+                if facts.split_of(fact.subject) != "train":
+                    continue
+                tail = fact.answer.removeprefix("the ")
+                ends = (meaning.head, fact.subject), (meaning.tail, tail)
+                found.append((ends[0], meaning.relation, ends[1]))
+    return found
+
+
+def _inhabitants() -> dict[str, int]:
+    """By name; of several of one name the most."""
+    places = chain(facts.read_countries().values(), facts.read_cities())
+    people: dict[str, int] = {}
+    for place in places:
+        people[place.name] = max(people.get(place.name, 0), place.population)
+    return people
+
+
+def _views_schema() -> Any:
+    pa = load("pyarrow")
+    return pa.schema([pa.field("title", pa.string()), pa.field("views", pa.int64())])
