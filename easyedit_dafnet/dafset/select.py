@@ -1,0 +1,369 @@
+"""Which facts become records: queries from Ibis tables to Ibis tables, for DuckDB and Spark alike.
+
+The tables are those of `engines.Tables`. Nothing is computed before a result is executed or
+written, so a stage that others build upon is best written and read again.
+
+Both engines give the same rows. Draws are orders by the MD5 of a text of seed and ids, which the
+engine computes. Quantiles are exact: the smallest value that at least this share of the values
+does not exceed. Labels are compared in lower case, in which Σ and İ are treated alike by hand.
+
+All entities are numbers, that of Q42 is 42; so are relations, that of P27 is 27.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ibis.expr.types import BooleanValue, Scalar, StringValue, Table
+
+KEY = ("head", "relation", "tail")
+CANDIDATE = (*KEY, "modified", "views", "frequency", "degree")
+KIND = 31
+"""The relation "instance of"."""
+
+OPTIONS = 32
+"""Counterfactual targets that the records of one relation and tail choose from."""
+
+NEIGHBOURS = 200
+"""Facts of a relation that its records choose their neighbours from."""
+
+NEIGHBOURS_OF_A_TAIL = 20
+"""How many of these share a tail: a record's own tail never takes them all."""
+
+
+# -- Facts to choose from --------------------------------------------------------------------------
+
+
+def degrees(triples: Table) -> Table:
+    """Columns id, degree: in how many triples an entity is head or tail."""
+    ends = triples.select(id="head").union(triples.select(id="tail"))
+    return ends.group_by("id").agg(degree=ends.count())
+
+
+def candidates(
+    entities: Table,
+    triples: Table,
+    views: Table,
+    frequency: Table,
+    relations: Iterable[int],
+    several_answers: bool = False,
+) -> Table:
+    """The facts of the given relations that can be asked for.
+
+    Columns: head, relation, tail; of the head modified, views, frequency (0 where nothing is known
+    of it) and degree.
+
+    Left out are facts with an end that has no label, or whose head's label has the tail's in it,
+    so that the question would hold its answer; and where head and relation have several tails,
+    unless those are wanted.
+    """
+    facts = triples.filter(triples.relation.isin(sorted(relations)))
+    facts = facts.distinct() if several_answers else _single_answers(facts)
+    heads = entities.select("title", "modified", head="id", head_label="label")
+    tails = entities.select(tail="id", tail_label="label")
+    labelled = facts.filter(facts["head"] != facts.tail).join(heads, "head").join(tails, "tail")
+    askable = labelled.filter(~_has_in_it(labelled.head_label, labelled.tail_label))
+    counted = _with(askable, views, "title", "views")
+    counted = _with(counted, frequency.rename(head="id"), "head", "frequency")
+    return _with(counted, degrees(triples).rename(head="id"), "head", "degree").select(*CANDIDATE)
+
+
+def _single_answers(facts: Table) -> Table:
+    ends = facts.group_by("head", "relation").agg(tail=facts.tail.min(), last=facts.tail.max())
+    return ends.filter(ends.tail == ends["last"]).drop("last")
+
+
+def _with(table: Table, other: Table, key: str, column: str) -> Table:
+    """The table with a column of another one, 0 where that has no such key."""
+    both = table.left_join(other.select(key, column), key)
+    return both.select(*table.columns, **{column: both[column].fill_null(0)})
+
+
+# -- The three properties --------------------------------------------------------------------------
+
+
+def recent(candidates: Table, before: datetime, window_days: int = 7) -> Table:
+    """Facts of heads that were modified in the days up to `before` (UTC, without a zone).
+
+    Columns: a candidate's and target_new, the tail as the dump has it.
+    """
+    modified = candidates.modified
+    after = before - timedelta(days=window_days)
+    chosen = candidates.filter(modified > after, modified <= before)
+    return chosen.mutate(target_new=chosen.tail)
+
+
+def popular(
+    candidates: Table,
+    triples: Table,
+    entities: Table,
+    views_quantile: float = 0.9,
+    hub: int = 1000,
+    seed: int = 0,
+) -> Table:
+    """Counterfactual edits of facts that many read about; columns as `counterfactual`."""
+    facts = popular_facts(candidates, views_quantile)
+    return counterfactual(facts, candidates, triples, entities, hub, seed)
+
+
+def popular_facts(candidates: Table, views_quantile: float = 0.9) -> Table:
+    """Facts of heads with views at or above the quantile of the heads that have any."""
+    seen = candidates.filter(candidates.views > 0)
+    return seen.filter(seen.views >= _quantile(_heads(seen, "views"), "views", views_quantile))
+
+
+def counterfactual(
+    facts: Table,
+    candidates: Table,
+    triples: Table,
+    entities: Table,
+    hub: int = 1000,
+    seed: int = 0,
+) -> Table:
+    """The facts that have an untrue target which is near the truth; columns: and target_new.
+
+    target_new is the tail of another candidate of the relation, and shares a neighbour with the
+    true tail: tail - x - target_new, over any relations in any direction. x is in at most `hub`
+    triples, and as many neighbours of a tail are looked at. Where both are instances of
+    something, they have such a class in common.
+
+    With fewer facts (`limit_each`) this takes less time; the cost grows with their distinct tails.
+    """
+    tails = facts.select("relation", "tail").distinct()
+    targets = candidates.select("relation", target_new="tail").distinct()
+    pairs = _of_one_kind(_two_hops(tails, targets, triples, hub, seed), triples)
+    options = tails.join(pairs, "tail").join(targets, ["relation", "target_new"])
+    draw = _draw(seed, "option", options.relation, options.tail, options.target_new)
+    options = _first(OPTIONS, options, ["relation", "tail"], draw)
+    choices = _untrue(facts.select(*KEY).join(options, ["relation", "tail"]), triples)
+    choices = _told_apart(choices, entities)
+    draw = _draw(seed, "target", choices["head"], choices.relation, choices.target_new)
+    chosen = _first(1, choices, KEY, draw)
+    return facts.join(chosen.select(*KEY, "target_new"), KEY)
+
+
+def _two_hops(tails: Table, targets: Table, triples: Table, hub: int, seed: int) -> Table:
+    """Columns tail, target_new: pairs with a neighbour in common that is no hub."""
+    links = _links(triples)
+    degree = degrees(triples)
+    hubs = degree.filter(degree.degree > hub).select(x="id")
+    near = links.rename(tail="id", x="other")
+    near = near.semi_join(tails, "tail").anti_join(hubs, "x").distinct()
+    near = _first(hub, near, ["tail"], _draw(seed, "path", near.tail, near.x))
+    far = links.rename(x="id", target_new="other").semi_join(targets, "target_new")
+    pairs = near.join(far, "x").select("tail", "target_new")
+    return pairs.filter(pairs.tail != pairs.target_new).distinct()
+
+
+def _links(triples: Table) -> Table:
+    """Columns id, other: each triple from either end."""
+    out = triples.select(id="head", other="tail")
+    return out.union(triples.select(id="tail", other="head"))
+
+
+def _of_one_kind(pairs: Table, triples: Table) -> Table:
+    """Without pairs that have no class in common although both have classes."""
+    kinds = triples.filter(triples.relation == KIND)
+    tails = kinds.select(tail="head", kind="tail")
+    targets = kinds.select(target_new="head", kind="tail")
+    common = pairs.join(tails, "tail").semi_join(targets, ["target_new", "kind"])
+    classed = pairs.semi_join(tails, "tail").semi_join(targets, "target_new")
+    return pairs.anti_join(
+        classed.anti_join(common, ["tail", "target_new"]), ["tail", "target_new"]
+    )
+
+
+def _untrue(choices: Table, triples: Table) -> Table:
+    """Without those that the dump has as facts, or whose target is the head itself."""
+    facts = triples.rename(target_new="tail")
+    choices = choices.filter(choices["head"] != choices.target_new)
+    return choices.anti_join(facts, ["head", "relation", "target_new"])
+
+
+def _told_apart(choices: Table, entities: Table) -> Table:
+    """Without targets that are called as the tail is, or whose label is in the head's."""
+    for end in ("head", "tail", "target_new"):
+        labels = entities.select("label", **{end: "id"}).rename(**{f"{end}_label": "label"})
+        choices = choices.join(labels, end)
+    return choices.filter(
+        _folded(choices.tail_label) != _folded(choices.target_new_label),
+        ~_has_in_it(choices.head_label, choices.target_new_label),
+    )
+
+
+def long_tail_candidates(
+    candidates: Table, frequency_quantile: float = 0.3, degree_quantile: float = 0.3
+) -> Table:
+    """Facts of heads with frequency and degree at or below the quantiles of all heads."""
+    rare = _quantile(_heads(candidates, "frequency"), "frequency", frequency_quantile)
+    remote = _quantile(_heads(candidates, "degree"), "degree", degree_quantile)
+    return candidates.filter(candidates.frequency <= rare, candidates.degree <= remote)
+
+
+def long_tail(candidates: Table, likelihoods: Table, quantile: float = 0.5) -> Table:
+    """Facts that the language model does not expect, of those that it has read (`likelihood`).
+
+    Columns: a candidate's, log_likelihood and target_new, the tail. The quantile is that of all
+    facts, whatever their relation: a relation that the model knows well gives fewer.
+    """
+    read = candidates.join(likelihoods.select(*KEY, "log_likelihood"), KEY)
+    unexpected = read.filter(read.log_likelihood <= _quantile(read, "log_likelihood", quantile))
+    return unexpected.mutate(target_new=unexpected.tail)
+
+
+def _heads(candidates: Table, column: str) -> Table:
+    return candidates.select("head", column).distinct()
+
+
+# -- The data set ----------------------------------------------------------------------------------
+
+
+def limit_each(
+    selected: Table, per_relation: int | None = None, total: int | None = None, seed: int = 0
+) -> Table:
+    """At most so many of each relation and in all, drawn; None: no limit.
+
+    The total is filled in turns, one of each relation at a time, so that none fills it alone.
+    """
+    import ibis
+
+    draw = _draw(seed, "limit", *(selected[name] for name in KEY))
+    drawn = selected.mutate(draw=draw)
+    drawn = drawn.mutate(turn=ibis.row_number().over(group_by="relation", order_by=drawn.draw))
+    if per_relation is not None:
+        drawn = drawn.filter(drawn.turn < per_relation)
+    if total is not None:
+        drawn = drawn.order_by("turn", "draw").limit(total)
+    return drawn.drop("draw", "turn")
+
+
+def combine(properties: Mapping[str, Table]) -> Table:
+    """One set of records of all properties, each head and relation in the first that has them.
+
+    Columns: a candidate's, target_new, log_likelihood (null but for long_tail), property.
+    """
+    import ibis
+
+    tables = []
+    for rank, (name, table) in enumerate(properties.items()):
+        if "log_likelihood" not in table.columns:
+            table = table.mutate(log_likelihood=ibis.null("float64"))
+        table = table.select(*CANDIDATE, "target_new", "log_likelihood")
+        tables.append(table.mutate(property=ibis.literal(name), rank=ibis.literal(rank)))
+    records = ibis.union(*tables)
+    records = _first(1, records, ["head", "relation"], records["rank"], records.tail)
+    return records.drop("rank")
+
+
+def neighbours(selected: Table, candidates: Table, seed: int = 0) -> Table:
+    """Each record with a fact that its edit must leave alone; columns: and those of the fact.
+
+    (neighbour_head, relation, neighbour_tail) has another tail than the record has and gets, and no
+    record edits neighbour_head in any relation: so `selected` should be the whole data set
+    (`combine`). A record without such a fact is left out.
+    """
+    free = candidates.anti_join(selected, "head")
+    free = free.select("relation", neighbour_head="head", neighbour_tail="tail")
+    draw = _draw(seed, "neighbours", free.relation, free.neighbour_head, free.neighbour_tail)
+    free = free.mutate(draw=draw)
+    free = _first(NEIGHBOURS_OF_A_TAIL, free, ["relation", "neighbour_tail"], free.draw)
+    free = _first(NEIGHBOURS, free, ["relation"], free.draw).drop("draw")
+    pairs = selected.join(free, "relation")
+    ends = (pairs.tail, pairs.target_new)
+    pairs = pairs.filter(
+        *(pairs.neighbour_tail != end for end in ends),
+        *(pairs.neighbour_head != end for end in ends),
+    )
+    return _first(1, pairs, KEY, _draw(seed, "neighbour", *(pairs[k] for k in KEY), *_pair(pairs)))
+
+
+def _pair(pairs: Table) -> tuple[StringValue, StringValue]:
+    return pairs.neighbour_head, pairs.neighbour_tail
+
+
+# -- Probes for portability ------------------------------------------------------------------------
+
+
+def one_hop(selected: Table, candidates: Table, seed: int = 0) -> Table:
+    """Of each record that has one, a fact of its new target: what follows from the edit.
+
+    Columns: head, relation, tail, target_new, relation2, tail2; (target_new, relation2, tail2) is
+    a candidate, that no record edits. It tells the new target from the old: the old tail does not
+    have tail2 as well. `selected` should be the whole data set (`combine`).
+    """
+    facts = candidates.select(target_new="head", relation2="relation", tail2="tail")
+    pairs = selected.select(*KEY, "target_new").join(facts, "target_new")
+    pairs = pairs.filter(pairs.tail2 != pairs["head"])
+    edited = selected.select(target_new="head", relation2="relation")
+    pairs = pairs.anti_join(edited, ["target_new", "relation2"])
+    old = candidates.select(tail="head", relation2="relation", tail2="tail")
+    changed = pairs.filter(pairs.tail != pairs.target_new)
+    changed = changed.anti_join(old, ["tail", "relation2", "tail2"])
+    pairs = pairs.filter(pairs.tail == pairs.target_new).union(changed)
+    draw = _draw(seed, "hop", *(pairs[name] for name in pairs.columns))
+    return _first(1, pairs, KEY, draw)
+
+
+def inverse(selected: Table, triples: Table, relations: Iterable[int]) -> Table:
+    """The records that can be asked for from their new target, whose answer is the head.
+
+    relations: those that have such a question. Columns: head, relation, tail, target_new. Left
+    out are new targets of several heads, in the dump or by the edits: with a counterfactual
+    target, that is nearly always so.
+    """
+    asked = selected.filter(selected.relation.isin(sorted(relations)))
+    asked = asked.select(*KEY, "target_new")
+    true = triples.select("head", "relation", target_new="tail")
+    told = selected.select("head", "relation", "target_new")
+    heads = true.semi_join(asked, ["relation", "target_new"]).union(told)
+    ends = heads.group_by("relation", "target_new").agg(
+        first_head=heads["head"].min(), last_head=heads["head"].max()
+    )
+    single = ends.filter(ends.first_head == ends.last_head)
+    return asked.semi_join(single, ["relation", "target_new"])
+
+
+# -- What both engines do alike --------------------------------------------------------------------
+
+
+def _draw(seed: int, purpose: str, *ids: StringValue) -> StringValue:
+    """A text that orders rows by chance, the same in every engine for the same ids."""
+    import ibis
+
+    text = ibis.literal(f"{seed} {purpose}")
+    for number in ids:
+        text = text + " " + number.cast("string")
+    return text.hexdigest("md5")
+
+
+def _first(n: int, table: Table, by: Iterable[str], *order: StringValue) -> Table:
+    """Of each group the first n rows."""
+    import ibis
+
+    ranked = table.mutate(place=ibis.row_number().over(group_by=list(by), order_by=list(order)))
+    return ranked.filter(ranked.place < n).drop("place")
+
+
+def _quantile(table: Table, column: str, share: float) -> Scalar:
+    """The smallest value that at least this share of the rows does not exceed.
+
+    From the counts of the distinct values: the engines' own functions interpolate or approximate.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"The quantile of {column} is {share}; give one from 0 to 1.")
+    counts = table.group_by(column).agg(n=table.count())
+    counts = counts.mutate(up_to=counts.n.cumsum(order_by=column))
+    enough = counts.up_to >= share * table.count().as_scalar()
+    return counts.filter(enough)[column].min().as_scalar()
+
+
+def _has_in_it(label: StringValue, other: StringValue) -> BooleanValue:
+    return _folded(label).contains(_folded(other))
+
+
+def _folded(label: StringValue) -> StringValue:
+    """In lower case; Java and DuckDB write the end of a word in Σ and the dot of İ differently."""
+    return label.lower().replace("ς", "σ").replace("i\u0307", "i")
