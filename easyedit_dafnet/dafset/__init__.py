@@ -1,0 +1,1 @@
+"""Data sets of facts to edit, built from a dump of Wikidata."""
