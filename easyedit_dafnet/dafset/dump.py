@@ -70,7 +70,10 @@ class Archive:
         if self.problem:
             return b""
         try:
-            return self._stream.read(READ) if self._parallel else self._stream.read1(READ)
+            found = self._stream.read(READ) if self._parallel else self._stream.read1(READ)
+            if not found and self.position() < self.size:  # rapidgzip is silent about some damage
+                self.problem = "what follows is no part of the archive"
+            return found
         except _BREAKS as error:
             self.problem = str(error) or type(error).__name__
             return self._up_to_break() if self._parallel else b""

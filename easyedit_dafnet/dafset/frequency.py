@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from .dump import Archive
 from .packages import load
-from .workspace import Sums, append, database, quoted, write
+from .workspace import Sums, append, database, fetch, quoted, write
 
 LOG = logging.getLogger(__name__)
 
@@ -155,7 +155,7 @@ def count_names(
         write(
             db, f"SELECT id, frequency FROM labels JOIN ({found}) USING (number) ORDER BY id", out
         )
-        rows = db.execute(f"SELECT count(*) FROM {quoted(out)}").fetchone()[0]
+        rows = fetch(db, f"SELECT count(*) FROM read_parquet({quoted(out)})")[0][0]
     return {**counts, "found": rows, "skipped": skipped}
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from .dump import Archive
 from .packages import load
-from .workspace import Sums, database, quoted, write
+from .workspace import Sums, database, fetch, quoted, write
 
 LOG = logging.getLogger(__name__)
 
@@ -53,18 +53,14 @@ def read_views(
         db.execute("CREATE TABLE IF NOT EXISTS skipped (reason VARCHAR, n BIGINT)")
         sums = Sums(db, "VARCHAR")
         for path in tqdm(paths, desc="views", unit="file", disable=not progress):
-            if not db.execute("SELECT 1 FROM files WHERE name = ?", [str(path)]).fetchone():
+            if not fetch(db, "SELECT 1 FROM files WHERE name = ?", [str(path)]):
                 _add_file(db, sums, path, line, ours)
                 sums.shrink()
         write(db, sums.query("title", "views") + " ORDER BY title", out)
-        titles, views = db.execute(
-            f"SELECT count(*), coalesce(sum(views), 0)::BIGINT FROM {quoted(out)}"
-        ).fetchone()
-        skipped = dict(
-            db.execute(
-                "SELECT reason, sum(n)::BIGINT FROM skipped GROUP BY 1 ORDER BY 1"
-            ).fetchall()
-        )
+        total = f"SELECT count(*), coalesce(sum(views), 0)::BIGINT FROM read_parquet({quoted(out)})"
+        [(titles, views)] = fetch(db, total)
+        reasons = "SELECT reason, sum(n)::BIGINT FROM skipped GROUP BY reason ORDER BY reason"
+        skipped = dict(fetch(db, reasons))
     return {"files": len(paths), "titles": titles, "views": views, "skipped": skipped}
 
 

@@ -54,18 +54,25 @@ class Sums:
 
     def shrink(self) -> None:
         """Add up where there are many rows; when that leaves many, where there are twice these."""
-        count = "SELECT count(*) FROM sums"
-        if self.connection.execute(count).fetchone()[0] > self.many:
+        if self._rows() > self.many:
             self.connection.execute("BEGIN")
             self.connection.execute(f"CREATE TABLE added AS {self.query('key', 'n')}")
             self.connection.execute("DROP TABLE sums")
             self.connection.execute("ALTER TABLE added RENAME TO sums")
             self.connection.execute("COMMIT")
-            self.many = max(self.many, 2 * self.connection.execute(count).fetchone()[0])
+            self.many = max(self.many, 2 * self._rows())
+
+    def _rows(self) -> int:
+        return fetch(self.connection, "SELECT count(*) FROM sums")[0][0]
 
     def query(self, key: str, n: str) -> str:
         """Selects the sum of each key; key, n: what to call the columns."""
         return f"SELECT key AS {key}, sum(n)::BIGINT AS {n} FROM sums GROUP BY key"
+
+
+def fetch(connection: Any, query: str, parameters: list[Any] | None = None) -> list[Any]:
+    """All rows: a result that is not read to its end blocks the connection."""
+    return connection.execute(query, parameters).fetchall()
 
 
 def append(connection: Any, table: str, **columns: Any) -> None:

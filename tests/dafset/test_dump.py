@@ -90,6 +90,17 @@ def test_damage_inside_an_archive_ends_it(tmp_path: Path) -> None:
     assert truncated and len(b"".join(found)) > len(TEXT) / 4
 
 
+@pytest.mark.parametrize("content", [b"BZh9 no archive", bz2.compress(b"a b ") + b"no archive"])
+def test_what_is_no_part_of_an_archive_is_seen(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "text.bz2"
+    path.write_bytes(content)
+    with Archive(path) as archive:
+        assert b"".join(archive.blocks(end=b" ")) == (
+            b"" if content.startswith(b"BZh9 ") else b"a b "
+        )
+    assert "no part of the archive" in archive.problem
+
+
 def test_a_line_longer_than_a_chunk_stays_whole(tmp_path: Path) -> None:
     path = tmp_path / "dump"
     lines = [item(1), item(2, "long" * 50_000), item(3)]

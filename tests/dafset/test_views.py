@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from easyedit_dafnet.dafset.views import _patterns, _work_folder, read_views
-from easyedit_dafnet.dafset.workspace import Sums, database
+from easyedit_dafnet.dafset.workspace import Sums, database, fetch
 from tests.dafset.wikidata import DATA
 
 for package in ("duckdb", "pyarrow", "rapidgzip"):
@@ -123,7 +123,7 @@ def test_sums_are_added_up_when_there_are_many(tmp_path: Path) -> None:
         for _ in range(8):
             sums.add(["a", "b", "c"], [1, 2, 3])
             sums.shrink()
-            assert db.execute("SELECT count(*) FROM sums").fetchone()[0] <= 10
+            assert fetch(db, "SELECT count(*) FROM sums")[0][0] <= 10
         found = db.execute(sums.query("k", "s") + " ORDER BY k").fetchall()
     assert found == [("a", 8), ("b", 16), ("c", 24)] and not (tmp_path / "work").exists()
 
