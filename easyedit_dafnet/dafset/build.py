@@ -31,7 +31,7 @@ from .likelihood import score
 from .packages import load
 from .records import PROPERTIES, Entity, Fact, Writer
 from .views import read_views
-from .wording import RELATIONS, Name, usable
+from .wording import RELATIONS, Name
 
 LOG = logging.getLogger(__name__)
 
@@ -181,7 +181,7 @@ class _Builder:
             else engines.spark_engine(s.engine)
         )
         tables = engines.open_tables(engine, self.tables, self.signals)
-        entities = tables.entities.filter(usable(tables.entities.label))
+        entities = tables.entities.filter(select.usable(tables.entities.label))
 
         def keep(name: str, table: Any, order: Sequence[str] = select.KEY) -> Any:
             """Written and read again, so that what rests on it does not compute it again."""
@@ -241,8 +241,8 @@ class _Builder:
             keep("inverse", select.inverse(facts, tables.triples, inverse))
             step("labels")
             self.labels(keep, entities, facts)
-            thresholds = select.thresholds(
-                candidates, rare, s.views_quantile, s.frequency_quantile, s.degree_quantile
+            thresholds: dict[str, Any] = select.thresholds(
+                candidates, s.views_quantile, s.frequency_quantile, s.degree_quantile
             )
             step("done")
         if before is not None and str(before) != "NaT":

@@ -156,10 +156,11 @@ def _probe(prompt: str, answer: str) -> dict[str, str]:
 
 
 def _other_name(alias: str, label: str) -> bool:
-    """Whether it is worth asking by: not the label in other letters, and no bare abbreviation."""
+    """Whether it is worth asking by: no abbreviation, nor a name turned round or in quotes."""
     return (
         usable_label(alias)
         and alias[0].isupper()
+        and not any(sign in alias for sign in ',"\\')
         and len(alias) > 3
         and alias.casefold() != label.casefold()
     )

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from .wording import LONGEST, UNUSABLE
+
 if TYPE_CHECKING:
     from ibis.expr.types import BooleanValue, Scalar, StringValue, Table
 
@@ -32,6 +34,12 @@ NEIGHBOURS = 200
 
 NEIGHBOURS_OF_A_TAIL = 20
 """How many of these share a tail: a record's own tail never takes them all."""
+
+
+def usable(label: StringValue) -> BooleanValue:
+    """`wording.usable_label` in the engine."""
+    fits = (label.length() <= LONGEST) & label.re_search(r"\p{L}")
+    return fits & ~label.re_search(UNUSABLE)
 
 
 # -- Facts to choose from --------------------------------------------------------------------------
@@ -69,6 +77,20 @@ def candidates(
     counted = _with(askable, views, "title", "views")
     counted = _with(counted, frequency.rename(head="id"), "head", "frequency")
     return _with(counted, degrees(triples).rename(head="id"), "head", "degree").select(*CANDIDATE)
+
+
+def without_subjects(candidates: Table, entities: Table, subjects: Iterable[str]) -> Table:
+    """Without facts whose head is called as one of the subjects, given in lower case."""
+    import ibis
+
+    names = sorted(subjects)
+    if not names:
+        return candidates
+    unwanted = ibis.memtable({"name": names}, schema={"name": "string"})
+    heads = entities.select("id", name=_folded(entities.label)).semi_join(
+        unwanted.select(name=_folded(unwanted.name)), "name"
+    )
+    return candidates.anti_join(heads.select(head="id"), "head")
 
 
 def _single_answers(facts: Table) -> Table:
@@ -214,6 +236,20 @@ def long_tail(candidates: Table, likelihoods: Table, quantile: float = 0.5) -> T
     return unexpected.mutate(target_new=unexpected.tail)
 
 
+def thresholds(
+    candidates: Table, views: float, frequency: float, degree: float
+) -> dict[str, int | None]:
+    """The values that the quantiles stand for."""
+    seen = candidates.filter(candidates.views > 0)
+    found = {
+        "views": _quantile(_heads(seen, "views"), "views", views),
+        "frequency": _quantile(_heads(candidates, "frequency"), "frequency", frequency),
+        "degree": _quantile(_heads(candidates, "degree"), "degree", degree),
+    }
+    values = {name: scalar.execute() for name, scalar in found.items()}
+    return {name: None if value != value else int(value) for name, value in values.items()}
+
+
 def _heads(candidates: Table, column: str) -> Table:
     return candidates.select("head", column).distinct()
 
@@ -282,6 +318,21 @@ def neighbours(selected: Table, candidates: Table, seed: int = 0) -> Table:
 
 def _pair(pairs: Table) -> tuple[StringValue, StringValue]:
     return pairs.neighbour_head, pairs.neighbour_tail
+
+
+def opposites(selected: Table, candidates: Table, seed: int = 0) -> Table:
+    """Of each record that has one, another head with the record's true tail.
+
+    What the edit takes from its subject, that head keeps; no record edits it. Columns: head,
+    relation, tail, opposite_head.
+    """
+    free = candidates.anti_join(selected, "head")
+    free = free.select("relation", "tail", opposite_head="head")
+    draw = _draw(seed, "opposites", free.relation, free.tail, free.opposite_head)
+    free = _first(NEIGHBOURS_OF_A_TAIL, free, ["relation", "tail"], draw)
+    pairs = selected.select(*KEY, "neighbour_head").join(free, ["relation", "tail"])
+    pairs = pairs.filter(pairs.neighbour_head != pairs.opposite_head).drop("neighbour_head")
+    return _first(1, pairs, KEY, _draw(seed, "opposite", *(pairs[n] for n in pairs.columns)))
 
 
 # -- Probes for portability ------------------------------------------------------------------------

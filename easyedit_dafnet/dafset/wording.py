@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 KINDS = ("person", "place", "work", "organisation", "thing")
-"""What the heads of a relation can be."""
+"""What the heads of a relation can be; its answers can be ideas as well."""
 
 LONGEST = 60
 """Characters of the longest label that is used."""
@@ -26,10 +26,11 @@ LONGEST = 60
 _SUBJECT = re.compile(r"\{(s|S|s's|S's|the s)\}")
 _FIELD = re.compile(rf"{_SUBJECT.pattern}|\{{([a-z ]+)/([a-z ]+)\}}")
 
-_UNUSABLE = re.compile(
-    r"[()\[\]{}<>|]|\?$|^[LPQ]\d+$|^Lists? of |"
-    r"^(Category|File|Help|Module|Portal|Template|Wikipedia):"
+UNUSABLE = (
+    r"[()\[\]{}<>|]|\?$|^[LPQ][0-9]+$|^Lists? of |"
+    r"^(Category|File|Help|Module|Portal|Template|Wikipedia):|^\s|\s$|\s\s|[\t\n\r\f\v]"
 )
+"""A regular expression of labels that no sentence reads well with, for every engine."""
 
 
 class WordingError(ValueError):
@@ -44,6 +45,8 @@ class Relation:
     """The number of P27."""
     name: str
     kinds: tuple[str, ...]
+    answer: str
+    """The kind of its tails."""
     cloze: tuple[str, ...]
     """Each ends right before the answer."""
     questions: tuple[str, ...]
@@ -97,6 +100,11 @@ def wordings(relation: Relation, subject: Name, mixed: random.Random) -> list[st
     return [first, *others]
 
 
+def follows(outer: Relation, inner: Relation) -> bool:
+    """Whether it makes sense to ask for `outer` of what `inner` answers."""
+    return inner.answer in outer.kinds
+
+
 def composed(outer: Relation, inner: Relation, subject: Name, past: bool = False) -> str:
     """A cloze of `outer` about the value that `inner` has for the subject, which it does not name.
 
@@ -130,10 +138,7 @@ def target_words(label: str) -> str:
 def usable_label(label: str) -> bool:
     """Whether an English sentence with this label reads as one."""
     return (
-        len(label) <= LONGEST
-        and label == " ".join(label.split())
-        and any(c.isalpha() for c in label)
-        and not _UNUSABLE.search(label)
+        len(label) <= LONGEST and any(c.isalpha() for c in label) and not re.search(UNUSABLE, label)
     )
 
 
@@ -241,7 +246,7 @@ def _takes_the(label: str) -> bool:
 # --- The file ---
 
 _LISTS = ("kinds", "cloze", "questions")
-_TEXTS = ("name", "phrase")
+_TEXTS = ("name", "answer", "phrase")
 
 
 def load_relations(path: Path) -> Mapping[int, Relation]:
@@ -288,6 +293,9 @@ def _check_wordings(relation: Relation) -> None:
     cloze, questions, phrase = relation.cloze, relation.questions, relation.phrase
     inverse = () if relation.inverse is None else (relation.inverse,)
     _check(set(relation.kinds) <= set(KINDS), f"kinds must be among {', '.join(KINDS)}")
+    _check(
+        relation.answer in (*KINDS, "idea"), f"answer must be an idea or one of {', '.join(KINDS)}"
+    )
     _check(min(len(cloze), len(questions)) >= 2, "it needs two cloze and two questions at least")
     for wording in (*cloze, *questions, phrase, *inverse):
         _check(len(_SUBJECT.findall(wording)) == 1, f"{wording!r} must have the subject once")

@@ -12,6 +12,7 @@ from easyedit_dafnet.dafset.wording import (
     Name,
     WordingError,
     composed,
+    follows,
     load_relations,
     render,
     target_words,
@@ -49,6 +50,7 @@ def entries():
     """Two relations, as the file has them."""
     shared = {
         "kinds": ["place"],
+        "answer": "place",
         "cloze": ["The capital of {s} {is/was}", "{S} is ruled from"],
         "questions": ["What is the capital of {s}?", "Where is the capital of {s}?"],
         "phrase": "the capital of {s}",
@@ -286,6 +288,7 @@ def test_loads_what_is_sound(load, entries):
         ({"phrase": None}, "P36: phrase must be a text"),
         ({"kinds": "place"}, "P36: kinds must be a list of texts"),
         ({"kinds": ["river"]}, "P36: kinds must be among person, place"),
+        ({"answer": "town"}, "P36: answer must be an idea or one of person, place"),
         ({"colour": "red"}, "P36: the keys must be"),
         ({"questions": ["Where is {s}?"]}, "P36: it needs two cloze and two questions"),
         ({"questions": ["Where is {s}", "Who is {s}?"]}, "'Where is {s}' must end with a question"),
@@ -317,3 +320,11 @@ def test_damaged_files(load, entries, tmp_path):
     del entries["P36"]["phrase"]
     with pytest.raises(WordingError, match="P36: the keys must be"):
         load(entries)
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer", "sensible"), [(19, 17, True), (26, 19, True), (140, 17, False)]
+)
+def test_what_can_be_asked_of_an_answer(inner: int, outer: int, sensible: bool) -> None:
+    """The country of a birthplace, the birthplace of a spouse, but no religion's country."""
+    assert follows(RELATIONS[outer], RELATIONS[inner]) is sensible

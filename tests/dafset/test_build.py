@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import bz2
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from easyedit_dafnet.dafset.build import Settings, build
+from easyedit_dafnet.dafset.records import PROPERTIES
+from tests.dafset.wikidata import claim, dumped, item
+
+COUNTRIES = ("Avaria", "Belonia", "Cordava", "Drenland", "Estovia", "Farland")
+CITIES = [f"{a}{b}" for a in ("Nor", "Sud", "Ost", "Wes", "Mar") for b in ("ton", "burg", "vik")]
+FIRST = ("Anna", "Boris", "Clara", "David", "Erika", "Felix", "Greta", "Hugo", "Irma", "Jonas")
+LAST = ("Almgren", "Brandt", "Costa", "Dufour", "Eriksen", "Fontana", "Gruber", "Hansen")
+
+
+def people() -> list[str]:
+    return [f"{first} {last}" for last in LAST for first in FIRST]
+
+
+def world() -> list[dict[str, Any]]:
+    """Countries 1.., cities 101.., people 1001..; a person's number tells where all is."""
+    found = [item(5, "human"), item(6, "city"), item(7, "country")]
+    for i, name in enumerate(COUNTRIES):
+        claims = [claim("P31", 7), claim("P36", 101 + i)]
+        found.append(item(11 + i, name, claims=claims))
+    for i, name in enumerate(CITIES):
+        claims = [claim("P31", 6), claim("P17", 11 + i % len(COUNTRIES))]
+        found.append(item(101 + i, name, claims=claims))
+    for i, name in enumerate(people()):
+        claims = [
+            claim("P31", 5),
+            claim("P19", 101 + i * 7 % len(CITIES)),
+            claim("P27", 11 + i % len(COUNTRIES)),
+        ]
+        found.append(
+            item(
+                1001 + i,
+                name,
+                claims=claims,
+                modified=f"2026-10-{1 + i % 28:02}T12:00:00Z",
+                sitelinks={"enwiki": {"site": "enwiki", "title": name}},
+                aliases={"en": [{"language": "en", "value": f"Dr. {name}"}]},
+            )
+        )
+    return found
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sources")
+    (folder / "dump.json.bz2").write_bytes(bz2.compress(dumped(world())))
+    views = [f"en {name.replace(' ', '_')} {i * i} 0" for i, name in enumerate(people())]
+    (folder / "pageviews").write_text("\n".join(views) + "\n")
+    (folder / "corpus.txt").write_text(" and ".join(people()[:40] * 3))
+    return folder
+
+
+def settings(sources: Path, **changes: Any) -> Settings:
+    return Settings(
+        dump=str(sources / "dump.json.bz2"),
+        views=(str(sources / "pageviews"),),
+        text=(str(sources / "corpus.txt"),),
+        records=20,
+        views_quantile=0.5,
+        frequency_quantile=0.5,
+        degree_quantile=0.9,
+        jobs=1,
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def built(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("built") / "dafset"
+    build(settings(sources), out, "easyedit-dafnet dafset build")
+    return out
+
+
+def files(out: Path) -> dict[str, bytes]:
+    names = [f"{name}.json" for name in PROPERTIES] + ["dafset.jsonl"]
+    return {name: (out / name).read_bytes() for name in names}
+
+
+def records(out: Path, name: str) -> list[dict[str, Any]]:
+    return json.loads((out / f"{name}.json").read_text())
+
+
+def test_each_property_is_what_it_says(built: Path) -> None:
+    numbers = {name: 1001 + i for i, name in enumerate(people())}
+    for record in records(built, "recent"):
+        assert record["stats"]["modified"] > "2026-10-21"
+        assert record["target_new"] == record["ground_truth"] and not record["counterfactual"]
+    views = {name: i * i for i, name in enumerate(people())}
+    for record in records(built, "popular"):
+        assert record["stats"]["views"] == views[record["subject"]] >= 1600
+        assert record["counterfactual"] and record["target_new"] != record["ground_truth"]
+        # Of the right kind: people are not born in countries.
+        assert (record["target_new"] in CITIES) == (record["ground_truth"] in CITIES)
+    for record in records(built, "long_tail"):
+        assert record["stats"]["frequency"] == 0 and not record["counterfactual"]
+    for record in records(built, "robust"):
+        assert len(record["prefix"]) >= 5 and record["counterfactual"]
+        assert record["opposite"]["ground_truth"] == record["ground_truth"]
+    for name in PROPERTIES:
+        found = records(built, name)
+        assert 5 <= len(found) <= 20, name
+        for record in found:
+            assert record["property"] == name
+            if record["subject"] in numbers:
+                assert record["wikidata"]["head"] == f"Q{numbers[record['subject']]}"
+
+
+def test_facts_are_those_of_the_dump(built: Path) -> None:
+    for name in PROPERTIES:
+        for record in records(built, name):
+            i = people().index(record["subject"]) if record["subject"] in people() else None
+            if i is not None and record["relation"] == "P27":
+                assert record["ground_truth"] == COUNTRIES[i % len(COUNTRIES)]
+            elif i is not None:
+                assert record["ground_truth"] == CITIES[i * 7 % len(CITIES)]
+
+
+def test_nothing_edited_is_asked_for_as_a_neighbour(built: Path) -> None:
+    found = [record for name in PROPERTIES for record in records(built, name)]
+    edited = {record["subject"] for record in found}
+    for record in found:
+        assert not any(name in record["locality_prompt"] for name in edited if " " in name)
+    prompts = [record["prompt"] for record in found]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_the_files_agree_and_say_what_made_them(built: Path) -> None:
+    lines = [json.loads(line) for line in (built / "dafset.jsonl").read_text().splitlines()]
+    assert lines == [record for name in PROPERTIES for record in records(built, name)]
+    made = json.loads((built / "build.json").read_text())
+    for name in PROPERTIES:
+        assert made["counts"][name] == len(records(built, name))
+    assert made["counts"]["items"] == len(world())
+    assert made["thresholds"]["views"] > 0 and made["seed"] == 0
+    assert len(made["dump"]["sha256"]) == 64 and made["dump"]["date"] == "2026-10-28"
+
+
+def test_the_same_seed_gives_the_same_files(built: Path, sources: Path, tmp_path: Path) -> None:
+    build(settings(sources), tmp_path / "again")
+    assert files(tmp_path / "again") == files(built)
+    build(settings(sources, seed=1), tmp_path / "other")
+    assert files(tmp_path / "other") != files(built)
+
+
+def test_what_is_excluded_does_not_occur(built: Path, sources: Path, tmp_path: Path) -> None:
+    popular = records(built, "popular")
+    subject, prompt = popular[0]["subject"], records(built, "recent")[0]["prompt"]
+    judged = [
+        {"prompt": "Who is it?", "target_new": "x", "subject": subject.upper()},
+        {"prompt": prompt.lower(), "target_new": "x", "subject": "somebody else"},
+    ]
+    for record in judged:
+        record |= {"rephrase_prompt": "?", "locality_prompt": "?", "locality_ground_truth": "x"}
+    (tmp_path / "judged.json").write_text(json.dumps(judged))
+    exclude = (str(tmp_path / "judged.json"),)
+    made = build(settings(sources, exclude=exclude), tmp_path / "out")
+    text = (tmp_path / "out/dafset.jsonl").read_text()
+    found = [json.loads(line) for line in text.splitlines()]
+    assert subject not in {record["subject"] for record in found}
+    assert prompt not in {record["prompt"] for record in found}
+    assert made["excluded"] == {"files": ["judged.json"], "subjects": 2, "prompts": 1}
+
+
+def test_other_settings_do_again_what_they_change(sources: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(settings(sources), out)
+    times = {p.name: p.stat().st_mtime_ns for p in out.glob("*/*.parquet")}
+    build(replace(settings(sources), records=5), out)
+    kept = {p.name for p in out.glob("*/*.parquet") if times[p.name] == p.stat().st_mtime_ns}
+    assert {"entities-00000.parquet", "views.parquet", "frequency.parquet"} <= kept
+    assert "facts.parquet" not in kept
+    assert len(records(out, "recent")) == 5
+
+
+def test_a_killed_build_goes_on(built: Path, sources: Path, tmp_path: Path) -> None:
+    """At a moment in each of its stages."""
+    out = tmp_path / "out"
+    code = (
+        "import sys; from pathlib import Path; from easyedit_dafnet.dafset.build import *; "
+        f"build(Settings(**{settings(sources).__dict__!r}), Path(sys.argv[1]))"
+    )
+    for reached in ("signals/views.parquet", "select/candidates.parquet", "select/robust.parquet"):
+        run = subprocess.Popen(
+            [sys.executable, "-c", code, str(out)],
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        end = time.monotonic() + 300
+        while not (out / reached).exists():
+            assert run.poll() is None and time.monotonic() < end
+            time.sleep(0.005)
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+    build(settings(sources), out)
+    assert files(out) == files(built)
+
+
+def test_the_facts_of_this_package_need_no_download(tmp_path: Path) -> None:
+    made = build(Settings(records=30), tmp_path / "out")
+    assert made["counts"]["recent"] == 0  # they have no times of modification
+    for name in ("popular", "long_tail", "robust"):
+        found = records(tmp_path / "out", name)
+        assert len(found) == 30
+    assert {"P36", "P17"} <= {record["relation"] for record in found}
+
+
+def test_a_model_tells_what_it_does_not_expect(
+    sources: Path, tmp_path: Path, subjects: Any
+) -> None:
+    llama = subjects("llama")
+    folder = tmp_path / "model"
+    llama.model().save_pretrained(folder)
+    llama.tok.save_pretrained(folder)
+    made = build(settings(sources, model=str(folder)), tmp_path / "out")
+    found = records(tmp_path / "out", "long_tail")
+    assert found and all(record["stats"]["log_likelihood"] < 0 for record in found)
+    assert made["model"] == {"name": "model"}
+
+
+def test_a_dump_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises((FileNotFoundError, ValueError), match=r"nothing\.json"):
+        build(Settings(dump=str(tmp_path / "nothing.json")), tmp_path / "out")
