@@ -31,13 +31,20 @@ from .likelihood import score
 from .packages import load
 from .records import PROPERTIES, Entity, Fact, Writer
 from .views import read_views
-from .wording import RELATIONS, Name
+from .wording import RELATIONS, Name, follows
 
 LOG = logging.getLogger(__name__)
 
 FORMAT = 1
 SPARE = 3
 """So many times more facts are drawn than wanted, where later steps leave some out."""
+
+FOLLOWS = [
+    (inner.id, outer.id)
+    for inner in RELATIONS.values()
+    for outer in RELATIONS.values()
+    if follows(outer, inner)
+]
 
 UNRELATED = 2
 """Facts about something else before a robust record's question."""
@@ -236,7 +243,7 @@ class _Builder:
             step("opposites")
             keep("opposites", select.opposites(facts, candidates, s.seed))
             step("hops")
-            keep("hops", select.one_hop(facts, candidates, s.seed))
+            keep("hops", select.one_hop(facts, candidates, FOLLOWS, s.seed))
             inverse = [r.id for r in RELATIONS.values() if r.inverse]
             keep("inverse", select.inverse(facts, tables.triples, inverse))
             step("labels")

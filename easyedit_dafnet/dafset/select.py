@@ -338,15 +338,25 @@ def opposites(selected: Table, candidates: Table, seed: int = 0) -> Table:
 # -- Probes for portability ------------------------------------------------------------------------
 
 
-def one_hop(selected: Table, candidates: Table, seed: int = 0) -> Table:
+def one_hop(
+    selected: Table, candidates: Table, follows: Iterable[tuple[int, int]], seed: int = 0
+) -> Table:
     """Of each record that has one, a fact of its new target: what follows from the edit.
 
     Columns: head, relation, tail, target_new, relation2, tail2; (target_new, relation2, tail2) is
-    a candidate, that no record edits. It tells the new target from the old: the old tail does not
-    have tail2 as well. `selected` should be the whole data set (`combine`).
+    a candidate, that no record edits, and (relation, relation2) is in `follows`. It tells the new
+    target from the old: the old tail does not have tail2 as well. `selected` should be the whole
+    data set (`combine`).
     """
+    import ibis
+
     facts = candidates.select(target_new="head", relation2="relation", tail2="tail")
+    inner, outer = zip(*sorted(follows), strict=True)
+    sensible = ibis.memtable(
+        {"relation": inner, "relation2": outer}, schema={"relation": "int32", "relation2": "int32"}
+    )
     pairs = selected.select(*KEY, "target_new").join(facts, "target_new")
+    pairs = pairs.semi_join(sensible, ["relation", "relation2"])
     pairs = pairs.filter(pairs.tail2 != pairs["head"])
     edited = selected.select(target_new="head", relation2="relation")
     pairs = pairs.anti_join(edited, ["target_new", "relation2"])

@@ -159,7 +159,8 @@ def results(
     )
     records = yield "limit_each", select.limit_each(records, per_relation=50, total=300)
     yield "neighbours", select.neighbours(records, facts)
-    yield "one_hop", select.one_hop(records, facts)
+    yield "one_hop", select.one_hop(records, facts, [(a, b) for a in relations for b in relations])
+    yield "opposites", select.opposites(records.mutate(neighbour_head=0), facts)
     yield "inverse", select.inverse(records, tables.triples, relations)
 
 

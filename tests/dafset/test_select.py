@@ -9,6 +9,7 @@ import pytest
 
 from easyedit_dafnet.dafset import select
 from easyedit_dafnet.dafset.select import CANDIDATE, KEY
+from easyedit_dafnet.dafset.wording import usable_label
 from tests.dafset.world import NOON, rows, world
 
 
@@ -306,9 +307,57 @@ def test_a_hop_goes_on_from_the_new_target(
     expected: list[Any],
 ) -> None:
     facts = facts_of(duckdb, tmp_path, {1: (1, 10), **hops})
-    found = select.one_hop(with_targets(facts, {1: target, **edited}), facts)
+    found = select.one_hop(with_targets(facts, {1: target, **edited}), facts, [(1, 2)])
     assert tuple(found.columns) == (*KEY, "target_new", "relation2", "tail2")
     assert rows(found, "head", "relation2", "tail2") == expected
+
+
+def test_a_hop_that_makes_no_sense_is_not_asked(duckdb: Any, tmp_path: Path) -> None:
+    facts = facts_of(duckdb, tmp_path, {1: (1, 10), 11: (2, 30)})
+    found = select.one_hop(with_targets(facts, {1: 11}), facts, [(2, 1), (1, 3)])
+    assert rows(found, "head") == []
+
+
+def test_an_opposite_keeps_what_the_edit_takes(duckdb: Any, tmp_path: Path) -> None:
+    facts = facts_of(duckdb, tmp_path, {1: (1, 10), 2: (1, 10), 3: (1, 11), 4: (2, 10)})
+    records = with_targets(facts, {1: 11}).mutate(neighbour_head=3)
+    found = select.opposites(records, facts)
+    assert tuple(found.columns) == (*KEY, "opposite_head")
+    assert rows(found, *found.columns) == [(1, 1, 10, 2)]
+    assert rows(select.opposites(records.mutate(neighbour_head=2), facts), "head") == []
+    both = with_targets(facts, {1: 11, 2: 11}).mutate(neighbour_head=3)  # 2 is edited itself
+    assert rows(select.opposites(both, facts), "head") == []
+
+
+def test_subjects_are_left_out_whatever_their_case(duckdb: Any, tmp_path: Path) -> None:
+    tables = world(duckdb, tmp_path, {**LABELS, 8: "ANN"}, [(1, 19, 2), (4, 19, 5), (8, 19, 2)])
+    facts = select.candidates(*tables, [19])
+    found = select.without_subjects(facts, tables.entities, frozenset({"ann", "nobody"}))
+    assert rows(found, "head") == [(4,)]
+    assert rows(select.without_subjects(facts, tables.entities, ()), "head") == [(1,), (4,), (8,)]
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["Ann", "Washington, D.C.", "Paris (mythology)", "1984", "Q42", "Category:Towns", "List of a",
+     "a" * 61, "two  spaces", " before", "Île-de-France", "東京", "really?", "line\nbreak"],
+)  # fmt: skip
+def test_the_engine_judges_labels_as_wording_does(duckdb: Any, tmp_path: Path, label: str) -> None:
+    entities = world(duckdb, tmp_path, {1: label}, [(1, 19, 2)]).entities
+    found = rows(entities.filter(select.usable(entities.label)), "id")
+    assert bool(found) is usable_label(label)
+
+
+def test_thresholds_are_the_values_of_quantiles(duckdb: Any, tmp_path: Path) -> None:
+    labels = {i: f"<{i}>" for i in range(1, 12)}
+    triples = [(i, 19, 11) for i in range(1, 11)]
+    tables = world(duckdb, tmp_path, labels, triples, views={i: i for i in range(1, 11)})
+    facts = select.candidates(*tables, [19])
+    assert select.thresholds(facts, 0.9, 0.3, 0.3) == {"views": 9, "frequency": 0, "degree": 1}
+    (tmp_path / "unseen").mkdir()
+    tables = world(duckdb, tmp_path / "unseen", labels, triples)
+    facts = select.candidates(*tables, [19])
+    assert select.thresholds(facts, 0.9, 0.3, 0.3)["views"] is None
 
 
 def test_an_inverse_question_has_one_answer(duckdb: Any, tmp_path: Path) -> None:
