@@ -23,13 +23,14 @@ from .. import __version__
 from ..bench.cells import read_json, write_json, write_text
 from . import engines, select
 from .card import write_card
+from .dataset import PROPERTIES
 from .embedded import write_tables
 from .exclude import Excluded
 from .extract import extract
 from .frequency import count_names
 from .likelihood import score
 from .packages import load
-from .records import PROPERTIES, Entity, Fact, Writer
+from .records import Entity, Fact, Writer
 from .views import read_views
 from .wording import RELATIONS, Name, follows
 

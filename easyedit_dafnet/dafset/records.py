@@ -20,9 +20,6 @@ from .wording import (
     wordings,
 )
 
-PROPERTIES = ("recent", "popular", "long_tail", "robust")
-"""Also the order in which a head's fact goes to one of them."""
-
 ALIASES = 2
 """Probes by other names of the subject, at most."""
 
@@ -89,11 +86,11 @@ class Writer:
             "relation_name": relation.name,
             "counterfactual": fact.target_new != fact.tail,
             "wikidata": {
-                "head": f"Q{fact.head}",
-                "tail": f"Q{fact.tail}",
-                "target_new": f"Q{fact.target_new}",
-                "neighbour_head": f"Q{neighbour}",
-                "neighbour_tail": f"Q{neighbour_tail}",
+                "head": _number(fact.head),
+                "tail": _number(fact.tail),
+                "target_new": _number(fact.target_new),
+                "neighbour_head": _number(neighbour),
+                "neighbour_tail": _number(neighbour_tail),
             },
             "portability": self.portability(fact, relation),
             "prefix": self.prefixes(fact, mixed) if fact.property == "robust" else [],
@@ -149,6 +146,11 @@ class Writer:
             return None
         head, tail = fact.opposite
         return _probe(self.question(head, relation, mixed), self.words(tail))
+
+
+def _number(entity: int) -> str:
+    """Q42; the facts of this package have no item of Wikidata, only a number."""
+    return f"Q{entity}" if entity > 0 else f"facts:{-entity}"
 
 
 def _probe(prompt: str, answer: str) -> dict[str, str]:

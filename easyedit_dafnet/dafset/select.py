@@ -247,7 +247,10 @@ def thresholds(
         "degree": _quantile(_heads(candidates, "degree"), "degree", degree),
     }
     values = {name: scalar.execute() for name, scalar in found.items()}
-    return {name: None if value != value else int(value) for name, value in values.items()}
+    return {
+        name: None if value is None or value != value else int(value)
+        for name, value in values.items()
+    }
 
 
 def _heads(candidates: Table, column: str) -> Table:

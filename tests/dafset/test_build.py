@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from easyedit_dafnet.dafset.build import Settings, build
-from easyedit_dafnet.dafset.records import PROPERTIES
+from easyedit_dafnet.dafset.dataset import PROPERTIES
 from tests.dafset.wikidata import claim, dumped, item
 
 COUNTRIES = ("Avaria", "Belonia", "Cordava", "Drenland", "Estovia", "Farland")
