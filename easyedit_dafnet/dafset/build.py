@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +20,10 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import __version__
-from ..bench.cells import read_json, write_json, write_text
+from ..bench.cells import read_json, without_paths, write_json, write_text
 from . import engines, select
 from .card import write_card
-from .dataset import PROPERTIES
+from .dataset import PROPERTIES, prompts_of
 from .embedded import write_tables
 from .exclude import Excluded
 from .extract import extract
@@ -119,7 +119,7 @@ class _Builder:
         records, left_out = self.word(excluded)
         found = {
             "format": FORMAT,
-            "command": self.command,
+            "command": without_paths(self.command),
             "dump": self.dump_facts(),
             "views": [_checksum(Path(f)) for f in settings.views],
             "text": [_checksum(Path(f)) for f in settings.text],
@@ -254,7 +254,7 @@ class _Builder:
             )
             step("done")
         if before is not None and str(before) != "NaT":
-            thresholds["modified"] = f"{before:%Y-%m-%dT%H:%M:%SZ}"
+            thresholds["modified"] = f"{before - timedelta(days=s.window_days):%Y-%m-%dT%H:%M:%SZ}"
         numbers = {"candidates": int(total), "excluded_subjects": int(total - named)}
         return [thresholds, numbers]
 
@@ -317,12 +317,11 @@ class _Builder:
         left_out: Counter[str] = Counter()
         for fact in self.facts():
             record = writer.record(fact)
-            prompts = {record["prompt"], record["locality_prompt"], *record["rephrase_prompts"]}
             if entities[fact.neighbour[0]].label.casefold() in edited:
                 left_out["a namesake of its neighbour is edited"] += 1
             elif record["prompt"] in seen or not seen.isdisjoint(record["rephrase_prompts"]):
                 left_out["a namesake of its subject is edited"] += 1
-            elif excluded.has_prompt(prompts):
+            elif excluded.has_prompt(prompts_of(record)):
                 left_out["excluded prompt"] += 1
             else:
                 seen |= {record["prompt"], *record["rephrase_prompts"]}

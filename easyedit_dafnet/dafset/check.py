@@ -25,6 +25,7 @@ from .dataset import (
     faults,
     file_name,
     lines,
+    prompts_of,
 )
 
 
@@ -206,11 +207,12 @@ def _edited_neighbours(entries: list[Entry]) -> Iterator[Problem]:
 
 
 def _overlaps(entries: list[Entry], excluded: Excluded) -> Iterator[Problem]:
-    for field, texts in (("subject", excluded.subjects), ("prompt", excluded.prompts)):
-        for entry in entries:
-            if entry.record[field].casefold() in texts:
-                kind = f"A {field} is in an excluded file"
-                yield Problem(kind, entry.place, repr(entry.record[field]))
+    for entry in entries:
+        if (subject := entry.record["subject"]).casefold() in excluded.subjects:
+            yield Problem("A subject is in an excluded file", entry.place, repr(subject))
+        for prompt in sorted(prompts_of(entry.record)):
+            if prompt.casefold() in excluded.prompts:
+                yield Problem("A prompt is in an excluded file", entry.place, repr(prompt))
 
 
 # -- Files -----------------------------------------------------------------------------------------

@@ -114,6 +114,14 @@ def lines(dataset: DataSet) -> Iterator[Record]:
             yield record
 
 
+def prompts_of(record: Record) -> set[str]:
+    """All that it asks: its own prompt and rephrases, and those of its probes."""
+    probes = [probe for kind in record["portability"].values() for probe in kind]
+    probes += [record["opposite"]] if record["opposite"] else []
+    own = {record["prompt"], *record["rephrase_prompts"], record["locality_prompt"]}
+    return own | {probe["prompt"] for probe in probes}
+
+
 def file_name(name: str) -> str:
     """The file of a property."""
     return f"{name}.json"

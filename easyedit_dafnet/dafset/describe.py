@@ -26,8 +26,10 @@ def meanings(dataset: DataSet) -> dict[str, str]:
         f"{_limit(limits, 'frequency', ', with at most {:,} mentions in the text')}"
         f"{_limit(limits, 'degree', ', in at most {:,} statements of Wikidata')}"
         f"{_likelihood(limits)}. The new target is what the dump says.",
-        "robust": "Edits that come with texts to put before the prompt (`prefix`) and, some of "
-        "them, with a question about the opposite (`opposite`).",
+        "robust": "Counterfactual edits like the popular ones, of other subjects, that come with "
+        "texts to put before a question (`prefix`: short, long, about something else, cheerful, "
+        "gloomy) and, where there is one, with a question about another subject that keeps what "
+        "the edit takes away (`opposite`).",
     }
 
 

@@ -139,13 +139,13 @@ def run_analyze(args: argparse.Namespace) -> None:
 
 def run_check(args: argparse.Namespace) -> int:
     """1 where there are problems."""
-    from .check import report, sample
+    from .check import problems, report, sample, to_text
     from .dataset import read_dataset
     from .exclude import Excluded
 
     dataset = read_dataset(args.folder)
-    if args.read:
-        print(sample(dataset, args.read, args.seed))
-    text, found = report(dataset, Excluded.read(args.exclude))
-    print(text)
+    for record in sample(dataset, args.read, args.seed):
+        print(to_text(record), end="\n\n")
+    found = problems(dataset, Excluded.read(args.exclude))
+    print(report(found))
     return 1 if found else 0
