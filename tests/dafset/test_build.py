@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from easyedit_dafnet.bench.data import load_data
 from easyedit_dafnet.dafset.build import Settings, build
 from easyedit_dafnet.dafset.dataset import PROPERTIES
+from easyedit_dafnet.records import read_records
 from tests.dafset.wikidata import claim, dumped, item
 
 COUNTRIES = ("Avaria", "Belonia", "Cordava", "Drenland", "Estovia", "Farland")
@@ -110,7 +112,9 @@ def test_each_property_is_what_it_says(built: Path) -> None:
         assert record["stats"]["frequency"] == 0 and not record["counterfactual"]
     for record in records(built, "robust"):
         assert len(record["prefix"]) >= 5 and record["counterfactual"]
-        assert record["opposite"]["ground_truth"] == record["ground_truth"]
+        if record["opposite"]:
+            assert record["opposite"]["ground_truth"] == record["ground_truth"]
+    assert any(record["opposite"] for record in records(built, "robust"))
     for name in PROPERTIES:
         found = records(built, name)
         assert 5 <= len(found) <= 20, name
@@ -214,10 +218,10 @@ def test_a_killed_build_goes_on(built: Path, sources: Path, tmp_path: Path) -> N
 def test_the_facts_of_this_package_need_no_download(tmp_path: Path) -> None:
     made = build(Settings(records=30), tmp_path / "out")
     assert made["counts"]["recent"] == 0  # they have no times of modification
-    for name in ("popular", "long_tail", "robust"):
-        found = records(tmp_path / "out", name)
-        assert len(found) == 30
-    assert {"P36", "P17"} <= {record["relation"] for record in found}
+    found = [records(tmp_path / "out", name) for name in ("popular", "long_tail", "robust")]
+    assert [len(of_property) for of_property in found] == [30, 30, 30]
+    asked = {record["relation"] for of_property in found for record in of_property}
+    assert {"P17", "P30", "P37", "P38", "P131"} <= asked
 
 
 def test_a_model_tells_what_it_does_not_expect(
@@ -236,3 +240,29 @@ def test_a_model_tells_what_it_does_not_expect(
 def test_a_dump_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises((FileNotFoundError, ValueError), match=r"nothing\.json"):
         build(Settings(dump=str(tmp_path / "nothing.json")), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", [f"{name}.json" for name in PROPERTIES] + ["dafset.jsonl"])
+def test_the_files_are_read_where_records_are_used(built: Path, name: str) -> None:
+    trained = read_records(built / name)
+    judged = load_data(built / name)
+    assert len(trained) == len(judged) > 0
+    for record, edit in zip(trained, judged, strict=True):
+        assert (edit.prompt, edit.target_new) == (record["prompt"], record["target_new"])
+        assert set(record["rephrase_prompts"]) <= set(edit.rephrases)
+        assert any(record["locality_prompt"] == p.prompt for p in edit.locality["neighborhood"])
+        assert bool(edit.portability.get("subject_alias"))
+
+
+def test_easyedits_data_set_reads_the_files(built: Path) -> None:
+    pytest.importorskip("easyeditor")
+    from easyeditor import CounterFactDataset
+
+    for name in PROPERTIES:
+        dataset = CounterFactDataset(str(built / f"{name}.json"))
+        expected = records(built, name)
+        assert len(dataset) == len(expected)
+        for theirs, ours in zip(dataset, expected, strict=True):
+            assert {key: theirs[key] for key in ("prompt", "target_new", "rephrase_prompt")} == {
+                key: ours[key] for key in ("prompt", "target_new", "rephrase_prompt")
+            }
