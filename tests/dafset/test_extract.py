@@ -232,7 +232,7 @@ def test_a_killed_run_goes_on_to_the_same_tables(dump: Path, whole: Path, tmp_pa
             env=environment,
             start_new_session=True,  # whose process group has the workers in it
         )
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while len(list(out.glob("triples-*.parquet"))) < parts:
             assert run.poll() is None and time.monotonic() < end
             time.sleep(0.001)
@@ -303,7 +303,8 @@ def test_a_truncated_archive_gives_what_comes_before(
     dump: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, out = tmp_path / "cut.json.bz2", tmp_path / "out"
-    path.write_bytes(dump.read_bytes()[:-20_000])
+    packed = dump.read_bytes()
+    path.write_bytes(packed[: len(packed) * 3 // 4])
     with caplog.at_level(logging.WARNING):
         counts = extract(path, out, jobs=2, **SMALL)
     assert counts["skipped"]["truncated archive"] == 1
