@@ -35,9 +35,10 @@ from typing import TYPE_CHECKING
 if not __package__:  # run as a script: the package is found from the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from easyedit_dafnet.bench.cells import write_json
 from easyedit_dafnet.dafset.dump import Archive
 
-if TYPE_CHECKING:  # it imports torch, which would count as memory of what is measured
+if TYPE_CHECKING:
     from benchmarks.speed.report import Section
 
 ITEMS = 115e6
@@ -217,19 +218,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from rich.console import Console
-
-    from benchmarks.speed.report import to_table
-    from easyedit_dafnet.bench.cells import write_json
-    from easyedit_dafnet.bench.environment import cpu_name
-
     options = parse(arguments)
     if "qwikidata" in options.beside and find_spec("qwikidata") is None:
         sys.exit(
             "dafset: qwikidata is not installed: run `pip install qwikidata`, or leave it out with "
             "--beside stdlib."
         )
-    console = Console(file=sys.stdout, markup=False, highlight=False, width=140)
     try:
         with TemporaryDirectory() as folder:
             dump = options.dump
@@ -239,12 +233,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows = measure(options, dump)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"dafset: {error}")
+    # Not before: they import torch, whose memory would count as that of the processes begun here.
+    from rich.console import Console
+
+    from benchmarks.speed.report import to_table
+    from easyedit_dafnet.bench.environment import cpu_name
+
     hardware = f"{cpu_name()}, Python {platform.python_version()}"
     note = (
         f"{hardware}. Ours writes both tables, the others only parse. Per core: by seconds of all "
         "processors' work. Ratio: seconds by those of the first line. A full dump is taken to have "
         f"{options.items / 1e6:.0f} million items and {options.gigabytes:.0f} GB."
     )
+    console = Console(file=sys.stdout, markup=False, highlight=False, width=140)
     console.print(to_table(section(rows, size, options, note)))
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     write_json(
