@@ -30,14 +30,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if not __package__:  # run as a script: the package is found from the repository's root
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from easyedit_dafnet.bench.cells import write_json
 from easyedit_dafnet.dafset.dump import Archive
 
-if TYPE_CHECKING:  # it imports torch, which would count as memory of what is measured
+if TYPE_CHECKING:
     from benchmarks.speed.report import Section
 
 ITEMS = 115e6
@@ -95,7 +96,8 @@ def extraction(dump: str, jobs: int) -> int:
 def stdlib(dump: str, _: int) -> int:
     """What many scripts do: a line at a time."""
     items = 0
-    with {".bz2": bz2.open, ".gz": gzip.open}.get(Path(dump).suffix, open)(dump, "rb") as file:
+    openers: dict[str, Callable[..., Any]] = {".bz2": bz2.open, ".gz": gzip.open}
+    with openers.get(Path(dump).suffix, open)(dump, "rb") as file:
         for line in file:
             line = line.strip().rstrip(b",")
             if line not in (b"[", b"]", b""):
@@ -131,16 +133,20 @@ def measure(options: argparse.Namespace, dump: Path) -> list[Row]:
     }
     runs |= {name: ({"stdlib": stdlib, "qwikidata": qwikidata}[name], 1) for name in options.beside}
     found: dict[str, list[Reading]] = {name: [] for name in runs}
-    context = multiprocessing.get_context("spawn")
     for _ in range(options.repetitions):
         for name, (reader, jobs) in runs.items():
-            with ProcessPoolExecutor(1, context) as fresh:
-                found[name].append(fresh.submit(read, reader, str(dump), jobs).result())
+            found[name].append(alone(read, reader, str(dump), jobs))
     rows = [Row(name, readings) for name, readings in found.items()]
     if len({row.items for row in rows}) > 1:
         counts = ", ".join(f"{row.what} {row.items}" for row in rows)
         raise ValueError(f"The readers found different numbers of items: {counts}.")
     return rows
+
+
+def alone(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns, run in a process of its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
+        return fresh.submit(function, *arguments).result()
 
 
 def repeated(dump: Path, times: int, folder: Path) -> Path:
@@ -217,34 +223,34 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    from rich.console import Console
-
-    from benchmarks.speed.report import to_table
-    from easyedit_dafnet.bench.cells import write_json
-    from easyedit_dafnet.bench.environment import cpu_name
-
     options = parse(arguments)
     if "qwikidata" in options.beside and find_spec("qwikidata") is None:
         sys.exit(
             "dafset: qwikidata is not installed: run `pip install qwikidata`, or leave it out with "
             "--beside stdlib."
         )
-    console = Console(file=sys.stdout, markup=False, highlight=False, width=140)
     try:
         with TemporaryDirectory() as folder:
             dump = options.dump
             if options.repeat > 1:
-                dump = repeated(dump, options.repeat, Path(folder))
+                dump = alone(repeated, dump, options.repeat, Path(folder))
             size = dump.stat().st_size
             rows = measure(options, dump)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         sys.exit(f"dafset: {error}")
+    # Not before: they import torch, and a process's peak counts as that of those it begins.
+    from rich.console import Console
+
+    from benchmarks.speed.report import to_table
+    from easyedit_dafnet.bench.environment import cpu_name
+
     hardware = f"{cpu_name()}, Python {platform.python_version()}"
     note = (
         f"{hardware}. Ours writes both tables, the others only parse. Per core: by seconds of all "
         "processors' work. Ratio: seconds by those of the first line. A full dump is taken to have "
         f"{options.items / 1e6:.0f} million items and {options.gigabytes:.0f} GB."
     )
+    console = Console(file=sys.stdout, markup=False, highlight=False, width=140)
     console.print(to_table(section(rows, size, options, note)))
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     write_json(

@@ -21,6 +21,7 @@ from .packages import load
 
 CHUNK = 4 << 20  #: bytes of decompressed lines that are handed on together
 READ = 1 << 16  #: bytes to ask a decompressor for
+BZIP2_BLOCK = 1 << 20  #: bytes; more are in one only where a sign is repeated on and on
 
 # What decompressors raise where an archive is cut off or damaged; rapidgzip has no errors of its
 # own, and leaves a bare RuntimeError for the C++ exception.
@@ -41,6 +42,7 @@ class Archive:
         self.problem = ""  #: why the archive could not be read to its end
         self._file = self.path.open("rb")
         self._parallel = False
+        self._given = 0  # bytes, decompressed; after an error rapidgzip's tell() is beyond them
         magic = self._file.read(3)
         self._file.seek(0)
         self._stream: Any = self._file
@@ -73,6 +75,7 @@ class Archive:
             found = self._stream.read(READ) if self._parallel else self._stream.read1(READ)
             if not found and self.position() < self.size:  # rapidgzip is silent about some damage
                 self.problem = "what follows is no part of the archive"
+            self._given += len(found)
             return found
         except _BREAKS as error:
             self.problem = str(error) or type(error).__name__
@@ -80,11 +83,13 @@ class Archive:
 
     def _up_to_break(self) -> bytes:
         """rapidgzip gives nothing of a read that meets the break: ask for less, down to a byte."""
-        start, found, size = self._stream.tell(), b"", READ
+        found, size = b"", READ
         while size := size // 2:
             try:
-                self._stream.seek(start + len(found))
-                found += self._stream.read(size)
+                self._stream.seek(self._given + len(found))
+                while len(found) < BZIP2_BLOCK and (piece := self._stream.read(size)):
+                    found += piece
+                break
             except _BREAKS:
                 continue
         return found

@@ -3,6 +3,8 @@ from __future__ import annotations
 import bz2
 import gzip
 import random
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ pytest.importorskip("rapidgzip")
 DRAW = random.Random(0)
 # Some 800 KB that compress badly: several blocks of bz2 and several reads.
 TEXT = dumped(item(n, f"{DRAW.random()}") for n in range(8000))
-PACK = {
+PACK: dict[str, Callable[[bytes], bytes]] = {
     "plain": bytes,
     "gz": gzip.compress,
     "bz2": lambda text: bz2.compress(text, 1),
@@ -64,8 +66,6 @@ def readable(packed: bytes, kind: str) -> bytes:
     if kind == "plain":
         return packed
     if kind == "gz":
-        import zlib
-
         return zlib.decompressobj(31).decompress(packed)
     found = b""
     while packed:

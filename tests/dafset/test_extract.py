@@ -89,9 +89,11 @@ def test_a_label_of_all_languages_stands_in(tmp_path: Path) -> None:
 
 
 def test_statements_are_truthy(tmp_path: Path) -> None:
-    ended = {"qualifiers": {"P582": [{"snaktype": "value", "property": "P582"}]}}
-    some_end = {"qualifiers": {"P582": [{"snaktype": "somevalue", "property": "P582"}]}}
-    no_end = {"qualifiers": {"P582": [{"snaktype": "novalue", "property": "P582"}]}}
+    ended: dict[str, Any] = {"qualifiers": {"P582": [{"snaktype": "value", "property": "P582"}]}}
+    some_end: dict[str, Any] = {
+        "qualifiers": {"P582": [{"snaktype": "somevalue", "property": "P582"}]}
+    }
+    no_end: dict[str, Any] = {"qualifiers": {"P582": [{"snaktype": "novalue", "property": "P582"}]}}
     lines = [
         # preferred ones where there are any
         item(1, claims=[claim("P1", 2), claim("P1", 3, "preferred"), claim("P1", 4, "preferred")]),
@@ -140,7 +142,7 @@ def test_old_layouts_are_read(tmp_path: Path) -> None:
     del string["mainsnak"]["datatype"]
     newest = claim("P31", 6)
     del newest["mainsnak"]["datavalue"]["value"]["numeric-id"]
-    empty = {"descriptions": [], "aliases": [], "sitelinks": []}
+    empty: dict[str, Any] = {"descriptions": [], "aliases": [], "sitelinks": []}
     nothing: dict[str, Any] = {"type": "item", "id": "Q2", "labels": [], "claims": []}
     lines = [item(1, "one", claims=[old, string, newest], **empty), nothing]
     [row], triples, counts = tables(tmp_path, lines)
@@ -177,7 +179,7 @@ def test_a_dump_without_entities_gives_empty_tables(tmp_path: Path) -> None:
 
 # -- Many chunks -----------------------------------------------------------------------------------
 
-SMALL = {"chunk": 20_000, "chunks_per_part": 3, "progress": False}
+SMALL: dict[str, Any] = {"chunk": 20_000, "chunks_per_part": 3, "progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +234,7 @@ def test_a_killed_run_goes_on_to_the_same_tables(dump: Path, whole: Path, tmp_pa
             env=environment,
             start_new_session=True,  # whose process group has the workers in it
         )
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while len(list(out.glob("triples-*.parquet"))) < parts:
             assert run.poll() is None and time.monotonic() < end
             time.sleep(0.001)
@@ -303,7 +305,8 @@ def test_a_truncated_archive_gives_what_comes_before(
     dump: Path, whole: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, out = tmp_path / "cut.json.bz2", tmp_path / "out"
-    path.write_bytes(dump.read_bytes()[:-20_000])
+    packed = dump.read_bytes()
+    path.write_bytes(packed[: len(packed) * 3 // 4])
     with caplog.at_level(logging.WARNING):
         counts = extract(path, out, jobs=2, **SMALL)
     assert counts["skipped"]["truncated archive"] == 1
