@@ -307,7 +307,7 @@ def run_info(args: argparse.Namespace) -> None:
         "bench": ["filelock", "rich"],
         "slurm": ["submitit"],
         "report": ["filelock", "jinja2", "rich", "markupsafe"],
-        "dafset": ["duckdb", "ibis", "jinja2", "matplotlib", "orjson", "pyarrow", "rapidgzip"],
+        "dafset": ["duckdb", "filelock", "ibis", "jinja2", "orjson", "pyarrow", "rapidgzip"],
         "dafset-spark": ["pyspark"],
         "tensorboard": ["tensorboard"],
     }
