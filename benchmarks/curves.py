@@ -55,8 +55,7 @@ def smoothed(values: Sequence[float]) -> np.ndarray:
 
 def draw(logs: Mapping[str, Log]) -> str:
     """The plot as SVG: a colour for each run, a line style for each loss."""
-    settings = {"svg.hashsalt": "curves", "svg.fonttype": "none", "font.size": 9}
-    with plt.rc_context(settings):
+    with plt.rc_context({"svg.hashsalt": "curves", "svg.fonttype": "none", "font.size": 9}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
         for number, (name, log) in enumerate(logs.items()):
             colour = f"C{number}"

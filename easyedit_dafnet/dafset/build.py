@@ -349,8 +349,8 @@ class _Builder:
                 tail=row["tail"],
                 target_new=row["target_new"],
                 neighbour=(row["neighbour_head"], row["neighbour_tail"]),
-                opposite=opposite and (opposite["opposite_head"], row["tail"]),
-                hop=hop and (hop["relation2"], hop["tail2"]),
+                opposite=(opposite["opposite_head"], row["tail"]) if opposite else None,
+                hop=(hop["relation2"], hop["tail2"]) if hop else None,
                 invertible=key in by_key["inverse"],
                 unrelated=list(dict.fromkeys(unrelated))[:UNRELATED],
                 stats={n: row[n] for n in ("modified", "views", "frequency", "degree")}

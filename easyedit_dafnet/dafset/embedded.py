@@ -7,7 +7,6 @@ page views the number of people who live there.
 
 from __future__ import annotations
 
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +51,7 @@ def write_tables(out: Path) -> dict[str, Any]:
     triples = [(entities[head], relation, entities[tail]) for head, relation, tail in found]
     triples += [(entities[end], KIND, entities["kind", end[0]]) for end in sorted(ends)]
     people = _inhabitants()
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         (number, label, [], kind, label, 0, None, False)
         for (kind, label), number in entities.items()
     ]
@@ -88,10 +87,11 @@ def _facts() -> list[tuple[_Entity, int, _Entity]]:
 
 def _inhabitants() -> dict[str, int]:
     """By name; of several of one name the most."""
-    places = chain(facts.read_countries().values(), facts.read_cities())
     people: dict[str, int] = {}
-    for place in places:
-        people[place.name] = max(people.get(place.name, 0), place.population)
+    for country in facts.read_countries().values():
+        people[country.name] = country.population
+    for city in facts.read_cities():
+        people[city.name] = max(people.get(city.name, 0), city.population)
     return people
 
 
