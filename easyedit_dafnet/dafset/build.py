@@ -214,24 +214,25 @@ class _Builder:
             total = all_candidates.count().execute()
             candidates = select.without_subjects(all_candidates, entities, excluded.subjects)
             named = candidates.count().execute()
+            editable = select.editable(candidates, s.seed)
             step("recent")
             before = _time(s.before) or all_candidates.modified.max().execute()
             chosen = {}
             if before is not None and str(before) != "NaT":
-                fresh = select.recent(candidates, before, s.window_days)
+                fresh = select.recent(editable, before, s.window_days)
                 chosen["recent"] = keep("recent", self.limit(fresh))
             step("popular")
-            read = self.limit(select.popular_facts(candidates, s.views_quantile), SPARE)
+            read = self.limit(select.popular_facts(editable, s.views_quantile), SPARE)
             untrue = select.counterfactual(
                 keep("read", read), candidates, tables.triples, entities, s.hub, s.seed
             )
             chosen["popular"] = keep("popular", self.limit(untrue))
             step("long tail")
-            rare = select.long_tail_candidates(candidates, s.frequency_quantile, s.degree_quantile)
+            rare = select.long_tail_candidates(editable, s.frequency_quantile, s.degree_quantile)
             chosen["long_tail"] = self.long_tail(engine, keep, rare, entities)
             step("robust")
             used = select.combine(chosen)
-            rest = candidates.anti_join(used, "head")
+            rest = editable.anti_join(used, "head")
             rest = keep("rest", self.limit(rest, SPARE))
             untrue = select.counterfactual(
                 rest, candidates, tables.triples, entities, s.hub, s.seed + 1

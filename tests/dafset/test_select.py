@@ -318,6 +318,15 @@ def test_a_hop_that_makes_no_sense_is_not_asked(duckdb: Any, tmp_path: Path) -> 
     assert rows(found, "head") == []
 
 
+def test_one_head_in_eight_is_never_edited(duckdb: Any, tmp_path: Path) -> None:
+    facts = facts_of(duckdb, tmp_path, {head: (head % 3, 9999) for head in range(1, 801)})
+    kept = {
+        seed: {head for (head,) in rows(select.editable(facts, seed), "head")} for seed in (0, 1)
+    }
+    assert all(650 < len(heads) < 750 for heads in kept.values())  # 700 and four deviations
+    assert kept[0] != kept[1]
+
+
 def test_an_opposite_keeps_what_the_edit_takes(duckdb: Any, tmp_path: Path) -> None:
     facts = facts_of(duckdb, tmp_path, {1: (1, 10), 2: (1, 10), 3: (1, 11), 4: (2, 10)})
     records = with_targets(facts, {1: 11}).mutate(neighbour_head=3)
