@@ -38,7 +38,7 @@ def test_a_result_is_written_sorted_and_as_a_whole(duckdb: Any, tmp_path: Path) 
     found = read_back(path)
     assert found["id"].to_pylist() == [1, 2, 3]
     assert found["modified"].to_pylist() == [NOON] * 3
-    assert str(found.schema.field("modified").type) == "timestamp[s]"
+    assert str(found.schema.field("modified").type) == "timestamp[ms]"
     assert [p.name for p in path.parent.iterdir()] == ["entities.parquet"]
 
 
@@ -98,7 +98,7 @@ def test_duckdb_keeps_to_its_memory(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     rng = np.random.default_rng(0)
-    heads, tails = rng.integers(1, 10**9, (2, 2_000_000))
+    heads, tails = rng.integers(1, 10**9, (2, 3_000_000))
     pq.write_table(pa.table({"head": heads, "tail": tails}), tmp_path / "triples-0.parquet")
 
     def run(memory_gb: float, on_disk: str) -> subprocess.CompletedProcess[str]:
@@ -109,7 +109,7 @@ def test_duckdb_keeps_to_its_memory(tmp_path: Path) -> None:
     assert found.returncode == 0, found.stderr
     count, megabytes = map(int, found.stdout.split())
     assert count == len(np.union1d(heads, tails))
-    assert megabytes < 200
+    assert megabytes < 160  # 250 where memory is plenty
     # It did need the disk.
     assert "OutOfMemory" in run(0.1, "1MB").stderr
 
@@ -165,7 +165,8 @@ def results(
 
 def written(engine: Any, source: Path, out: Path, *args: Any) -> dict[str, Any]:
     """The tables of `results`, by name."""
-    found, steps, step = {}, results(open_tables(engine, source, source), *args), None
+    found: dict[str, Any] = {}
+    steps, step = results(open_tables(engine, source, source), *args), None
     while True:
         try:
             name, table = steps.send(step)
