@@ -195,16 +195,17 @@ def test_both_engines_select_the_same_rows(duckdb: Any, spark: Any, tmp_path: Pa
     born = [(i, 19, 200 + i % 12) for i in people]
     cited = [(i, 27, 200 + i % 5) for i in people if i % 3 == 0]
     located = [(i, 131, 200 + i % 3) for i in places if i > 202]
-    capital = [(i, 36, i + 40) for i in people if i < 110]
+    capital = [(i, 36, i + 25) for i in range(115, 125)]
     near = [(300 + i % 4, 530, i) for i in places]
-    bo = {i: NOON.replace(day=1 + i % 31) for i in people}
+    modified = {i: NOON.replace(day=1 + i % 31) for i in people}
+    modified |= dict.fromkeys(places, NOON.replace(year=2020))
     write_world(
         tmp_path,
         labels | {i: f"Seat {i}" for i in range(140, 150)},
         [*born, *cited, *located, *capital, *near],
         views={i: i % 7 for i in people},
         frequency={i: i % 5 for i in people},
-        modified={**bo, 159: None},
+        modified={**modified, 159: None},
     )
     found = assert_same_rows(duckdb, spark, tmp_path, tmp_path, [19, 27, 36, 131], NOON)
     asked = found["candidates"].select(KEY).to_pylist()
