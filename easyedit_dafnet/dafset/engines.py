@@ -51,12 +51,14 @@ def duckdb_engine(folder: Path, memory_gb: float = 1.0, threads: int | None = No
     spill.mkdir(parents=True, exist_ok=True)
     if threads is None:
         threads = min(os.cpu_count() or 1, max(1, int(memory_gb / MEMORY_OF_A_THREAD)))
-    return ibis.duckdb.connect(
+    engine = ibis.duckdb.connect(
         memory_limit=f"{round(memory_gb * 1000)}MB",
         temp_directory=str(spill),
         threads=threads,
         preserve_insertion_order=False,  # keeping the order takes memory; results are sorted
     )
+    engine.settings["enable_progress_bar"] = False  # it writes into the standard output
+    return engine
 
 
 def spark_engine(master: Any = "local[*]") -> Any:
@@ -115,7 +117,7 @@ def write(table: Table, path: Path, order: Sequence[str]) -> int:
     """Write one Parquet file, there as a whole or not at all; returns the number of rows.
 
     Whatever the engine, the file has the same columns, types and rows, sorted by `order`, which
-    should tell all rows apart. Times are in seconds, UTC.
+    should tell all rows apart. Times are in UTC, in milliseconds: Parquet has no seconds.
     """
     import pyarrow.parquet as pq
 
@@ -159,6 +161,6 @@ def _schema(table: Table) -> pa.Schema:
 
     fields = table.schema().to_pyarrow()
     return pa.schema(
-        pa.field(f.name, pa.timestamp("s") if pa.types.is_timestamp(f.type) else f.type)
+        pa.field(f.name, pa.timestamp("ms") if pa.types.is_timestamp(f.type) else f.type)
         for f in fields
     )

@@ -103,8 +103,8 @@ def score(
                 continue
             if model is None:
                 model, tok = _load(model_name, device, dtype)
-            texts = [facts[name].to_pylist() for name in ("prompt", "target")]
-            found = log_likelihoods(model, tok, *texts, batch_size, bar.update)
+            asked, answers = facts["prompt"].to_pylist(), facts["target"].to_pylist()
+            found = log_likelihoods(model, tok, asked, answers, batch_size, bar.update)
             _write_piece(path, facts, found, made_from)
     for stale in set(out.glob("likelihoods-*.parquet")) - set(paths):
         stale.unlink()
