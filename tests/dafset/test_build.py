@@ -274,3 +274,11 @@ def test_easyedits_data_set_reads_the_files(
             assert {key: theirs[key] for key in ("prompt", "target_new", "rephrase_prompt")} == {
                 key: ours[key] for key in ("prompt", "target_new", "rephrase_prompt")
             }
+
+
+def test_spark_builds_the_same_data_set(
+    built: Path, sources: Path, tmp_path: Path, spark: Any
+) -> None:
+    """`spark` is the session that the engine then finds running."""
+    build(settings(sources, engine="local[1]"), tmp_path / "out")
+    assert files(tmp_path / "out") == files(built)
