@@ -251,7 +251,7 @@ class _Builder:
             step("labels")
             self.labels(keep, entities, facts)
             thresholds: dict[str, Any] = select.thresholds(
-                candidates, s.views_quantile, s.frequency_quantile, s.degree_quantile
+                editable, s.views_quantile, s.frequency_quantile, s.degree_quantile
             )
             step("done")
         if before is not None and str(before) != "NaT":
