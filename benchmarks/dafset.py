@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 ITEMS = 115e6
 GIGABYTES = 100.0
 READERS = ("stdlib", "qwikidata")
+UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of ru_maxrss
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,17 @@ def read(reader: Callable[[str, int], int], dump: str, jobs: int) -> Reading:
         resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     cpu = sum(usage.ru_utime + usage.ru_stime for usage in (own, workers))
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = unit * (own.ru_maxrss + (jobs * workers.ru_maxrss if jobs > 1 else 0))
+    peak = own_peak() + (jobs * UNIT * workers.ru_maxrss if jobs > 1 else 0)
     return Reading(items, seconds, cpu, peak)
+
+
+def own_peak() -> int:
+    """Of this process. On Linux ru_maxrss also counts the process that it was forked from."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return UNIT * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+    return int(lines["VmHWM"].split()[0]) * 1024
 
 
 # -- Measuring -------------------------------------------------------------------------------------

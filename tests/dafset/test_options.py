@@ -24,7 +24,7 @@ def test_build_writes_the_files_and_says_how_many(
     told = capsys.readouterr().out
     assert "12 popular" in told and "0 recent" in told
     made = json.loads((built / "build.json").read_text())
-    assert made["command"].startswith("easyedit-dafnet ") and str(built) not in made["command"]
+    assert made["command"].startswith("easyedit-dafnet") and str(built) not in made["command"]
     assert "# Facts to edit" in (built / "README.md").read_text()
 
 
