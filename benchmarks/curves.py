@@ -71,7 +71,7 @@ def draw(logs: Mapping[str, Log]) -> str:
         right.set(xlabel="step", ylabel="score", ylim=(0, 1), title="Validation, proposals alone")
         for axes in (left, right):
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, loc="upper right" if axes is left else "lower right")
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
         plt.close(figure)
