@@ -1,17 +1,16 @@
 """Builds a data set: sources -> tables -> selected facts -> records.
 
 Each stage has its folder, and what made it is noted beside it: a build that was interrupted, or is
-repeated with other settings, does again only what these change.
+repeated with other settings, does a stage again only where something that it rests on is another.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -21,20 +20,19 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..bench.cells import read_json, without_paths, write_json, write_text
+from ..bench.unedited_model import fingerprint, model_path
 from . import engines, select
 from .card import write_card
 from .dataset import PROPERTIES, prompts_of
 from .embedded import write_tables
-from .exclude import Excluded
+from .exclude import Excluded, folded
 from .extract import extract
 from .frequency import count_names
 from .likelihood import score
 from .packages import load
 from .records import Entity, Fact, Writer
 from .views import read_views
-from .wording import RELATIONS, Name, follows
-
-LOG = logging.getLogger(__name__)
+from .wording import RELATIONS, RELATIONS_FILE, Name, follows
 
 FORMAT = 1
 SPARE = 3
@@ -61,8 +59,8 @@ class Settings:
     for all. exclude: evaluation sets whose subjects and prompts must not occur.
 
     records: of each property at most; per_relation: of these, of one relation. before: ISO time,
-    the end of the window of recent changes; None: the newest change in the dump. engine: duckdb,
-    or Spark's master such as local[*] or spark://host:7077. memory_gb: of DuckDB.
+    the end of the window of recent changes; None: the newest change of a fact to choose from.
+    engine: duckdb, or Spark's master such as local[*] or spark://host:7077. memory_gb: of DuckDB.
     """
 
     dump: str | None = None
@@ -87,6 +85,26 @@ class Settings:
     jobs: int | None = None
     device: str = "cpu"
 
+    def __post_init__(self) -> None:
+        """Raises ValueError or FileNotFoundError: what would fail after hours is told at once."""
+        shares = ("views_quantile", "frequency_quantile", "degree_quantile", "likelihood_quantile")
+        for name in shares:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be from 0 to 1.")
+        for name in ("records", "per_relation", "window_days", "hub", "memory_gb", "jobs"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be above zero.")
+        for file in (*self.views, *self.text, *([self.dump] if self.dump else [])):
+            if not Path(file).is_file():
+                raise FileNotFoundError(f"There is no file {file!r}; check its name and folder.")
+        if self.engine != "duckdb" and not self.engine.startswith(("local", "spark://", "yarn")):
+            raise ValueError(
+                f"--engine is {self.engine!r}; it must be duckdb or a Spark master such as "
+                "local[*] or spark://host:7077."
+            )
+        _time(self.before)
+
 
 # What of the settings says where or how fast, and not what comes out.
 _HOW = {"dump", "views", "text", "exclude", "engine", "memory_gb", "jobs", "device"}
@@ -104,18 +122,30 @@ def build(settings: Settings, out: Path, command: str = "") -> dict[str, Any]:
 class _Builder:
     def __init__(self, settings: Settings, out: Path, command: str) -> None:
         self.settings, self.out, self.command = settings, out, command
-        self.tables, self.signals, self.select = (
-            out / name for name in ("extract", "signals", "select")
-        )
+        # A folder for each source, as that of a dump is not to be written over.
+        self.tables = out / ("facts" if settings.dump is None else "extract")
+        self.signals, self.select = out / "signals", out / "select"
 
     def run(self) -> dict[str, Any]:
-        settings = self.settings
-        excluded = Excluded.read(settings.exclude)  # first: a bad file is named at once
+        from filelock import FileLock, Timeout
+
+        excluded = Excluded.read(self.settings.exclude)  # first: a bad file is named at once
         self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.out / ".lock", timeout=0):
+                return self.build(excluded)
+        except Timeout:
+            raise ValueError(
+                f"Another build is at work in {self.out}: wait for it, or choose another --out."
+            ) from None
+
+    def build(self, excluded: Excluded) -> dict[str, Any]:
+        settings = self.settings
         counts = self.extract()
         self.signal("views", settings.views, self.read_views)
         self.signal("frequency", settings.text, self.count_names)
         thresholds, numbers = self.choose(excluded)
+        subjects = numbers.pop("excluded_subjects")
         records, left_out = self.word(excluded)
         found = {
             "format": FORMAT,
@@ -130,13 +160,12 @@ class _Builder:
             "counts": {**counts, **numbers, **{p: len(r) for p, r in records.items()}},
             "excluded": {
                 "files": [Path(f).name for f in settings.exclude],
-                "subjects": numbers.pop("excluded_subjects"),
+                "subjects": subjects,
                 "prompts": left_out.pop("excluded prompt", 0),
             },
             "left_out": dict(left_out),
             "versions": _versions(),
         }
-        found["counts"].pop("excluded_subjects", None)
         self.write(records, found)
         return found
 
@@ -151,7 +180,7 @@ class _Builder:
     def signal(self, name: str, files: Sequence[str], work: Callable[[Path], Any]) -> None:
         """signals/NAME.parquet, made again where the files are others."""
         path = self.signals / f"{name}.parquet"
-        made_from = [*map(_identity, files), read_json(self.tables / "done.json")]
+        made_from = [FORMAT, *map(_identity, files), read_json(self.tables / "done.json")]
         _once(path, made_from, lambda: work(path))
 
     def read_views(self, path: Path) -> None:
@@ -175,8 +204,12 @@ class _Builder:
         """Write select/*.parquet; returns the thresholds and the numbers of facts."""
         path = self.select / "facts.parquet"
         made_from = [
+            FORMAT,
+            __version__,
+            sha256(RELATIONS_FILE.read_bytes()).hexdigest(),
             _what(self.settings),
-            *(map(_identity, self.settings.exclude)),
+            self.settings.model and fingerprint(model_path(self.settings.model)),
+            excluded.digest,
             *(read_json(self.signals / f"{n}.parquet.json") for n in ("views", "frequency")),
         ]
         return tuple(_once(path, made_from, lambda: self.choose_facts(excluded)))  # type: ignore[return-value]
@@ -312,13 +345,16 @@ class _Builder:
             for row in self.rows("labels")
         }
         writer = Writer(entities, self.settings.seed)
-        edited = {entities[row["head"]].label.casefold() for row in self.rows("facts")}
+        edited = {folded(entities[row["head"]].label) for row in self.rows("facts")}
         records: dict[str, list[dict[str, Any]]] = {name: [] for name in PROPERTIES}
         seen: set[str] = set()
         left_out: Counter[str] = Counter()
         for fact in self.facts():
             record = writer.record(fact)
-            if entities[fact.neighbour[0]].label.casefold() in edited:
+            asked = [fact.neighbour[0]]
+            if record["opposite"] and fact.opposite:
+                asked.append(fact.opposite[0])
+            if any(folded(entities[head].label) in edited for head in asked):
                 left_out["a namesake of its neighbour is edited"] += 1
             elif record["prompt"] in seen or not seen.isdisjoint(record["rephrase_prompts"]):
                 left_out["a namesake of its subject is edited"] += 1
@@ -340,7 +376,7 @@ class _Builder:
         for number, row in enumerate(rows):
             key = tuple(row[k] for k in select.KEY)
             opposite, hop = by_key["opposites"].get(key), by_key["hops"].get(key)
-            taken = {row["head"], row["tail"], row["target_new"]}
+            taken = {row[name] for name in ("head", "tail", "target_new", "neighbour_head")}
             others = (pool[(number + k * 7919) % len(pool)] for k in range(1, 50))
             unrelated = [fact for fact in others if taken.isdisjoint((fact[0], fact[2]))]
             yield Fact(
@@ -364,6 +400,8 @@ class _Builder:
     # -- Files -------------------------------------------------------------------------------------
 
     def write(self, records: Mapping[str, list[dict[str, Any]]], found: dict[str, Any]) -> None:
+        for stale in ("build.json", "report.html"):  # of a build that this one takes the place of
+            (self.out / stale).unlink(missing_ok=True)
         for name, of_property in records.items():
             write_text(self.out / f"{name}.json", _json(of_property, indent=1))
         lines = [_json(record) for of_property in records.values() for record in of_property]
@@ -372,12 +410,13 @@ class _Builder:
         write_card(self.out)
 
     def dump_facts(self) -> dict[str, Any]:
-        newest = load("pyarrow.compute").max(
-            load("pyarrow.dataset")
-            .dataset(sorted(self.tables.glob("entities-*.parquet")))
-            .to_table(columns=["modified"])["modified"]
-        )
-        date = newest.as_py() and f"{newest.as_py():%Y-%m-%d}"
+        newest: datetime | None = None
+        for path in sorted(self.tables.glob("entities-*.parquet")):
+            with load("pyarrow.parquet").ParquetFile(path) as file:
+                for batch in file.iter_batches(columns=["modified"]):
+                    last = load("pyarrow.compute").max(batch.column(0)).as_py()
+                    newest = max(filter(None, (newest, last)), default=None)
+        date = newest and f"{newest:%Y-%m-%d}"
         if self.settings.dump is None:
             return {"name": "the facts of easyedit_dafnet", "date": date}
         return {**_checksum(Path(self.settings.dump)), "date": date}
@@ -402,9 +441,7 @@ def _once(path: Path, made_from: Any, work: Callable[[], Any]) -> Any:
 
 def _identity(file: str) -> list[Any]:
     """Tells whether a file is still the same, without reading it."""
-    path = Path(file.partition("=")[2] or file)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {str(path)!r}.")
+    path = Path(file)
     status = path.stat()
     return [path.name, status.st_size, status.st_mtime_ns]
 
@@ -439,7 +476,8 @@ def _time(text: str | None) -> datetime | None:
     if text is None:
         return None
     try:
-        return datetime.fromisoformat(text.removesuffix("Z"))
+        time = datetime.fromisoformat(text.removesuffix("Z"))
+        return time.astimezone(timezone.utc).replace(tzinfo=None) if time.tzinfo else time
     except ValueError:
         raise ValueError(f"--before is {text!r}; give a date such as 2026-10-31.") from None
 

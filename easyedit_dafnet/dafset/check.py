@@ -27,10 +27,11 @@ from .dataset import (
     lines,
     prompts_of,
 )
+from .exclude import folded
 
 
 class Excluded(Protocol):
-    """What no record may have; case-folded."""
+    """What no record may have, `folded`."""
 
     @property
     def subjects(self) -> frozenset[str]: ...
@@ -208,10 +209,10 @@ def _edited_neighbours(entries: list[Entry]) -> Iterator[Problem]:
 
 def _overlaps(entries: list[Entry], excluded: Excluded) -> Iterator[Problem]:
     for entry in entries:
-        if (subject := entry.record["subject"]).casefold() in excluded.subjects:
+        if folded(subject := entry.record["subject"]) in excluded.subjects:
             yield Problem("A subject is in an excluded file", entry.place, repr(subject))
         for prompt in sorted(prompts_of(entry.record)):
-            if prompt.casefold() in excluded.prompts:
+            if folded(prompt) in excluded.prompts:
                 yield Problem("A prompt is in an excluded file", entry.place, repr(prompt))
 
 

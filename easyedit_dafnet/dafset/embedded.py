@@ -7,10 +7,12 @@ page views the number of people who live there.
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .. import facts
+from ..bench.cells import write_json
 from .extract import schemas
 from .packages import load
 
@@ -68,7 +70,13 @@ def write_tables(out: Path) -> dict[str, Any]:
         scratch = out / f".{name}.part"
         pq.write_table(pa.Table.from_arrays(arrays, schema=schema), scratch)
         scratch.replace(out / f"{name}.parquet")
+    write_json(out / "done.json", {"source": "facts", "digest": _digest(found)})
     return {"items": len(entities), "statements": len(triples), "skipped": {}}
+
+
+def _digest(found: list[Any]) -> str:
+    """Tells the facts of one version of this package from another's."""
+    return sha256(repr(found).encode()).hexdigest()
 
 
 def _facts() -> list[tuple[_Entity, int, _Entity]]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from hashlib import sha256
+
+
+def folded(text: str) -> str:
+    """As the engines compare labels: in lower case, with one σ and one i (see `select`)."""
+    return text.lower().replace("ς", "σ").replace("i\u0307", "i")
 
 
 @dataclass(frozen=True)
 class Excluded:
-    """Subjects and prompts, in lower case; files: what they are from."""
+    """Subjects and prompts, `folded`."""
 
     subjects: frozenset[str] = frozenset()
     prompts: frozenset[str] = frozenset()
-    files: tuple[str, ...] = field(default=())
 
     @classmethod
     def read(cls, files: Iterable[str]) -> Excluded:
@@ -23,17 +28,18 @@ class Excluded:
         """
         from ..bench.data import load_data
 
-        files = tuple(files)
         records = [record for file in files for record in load_data(file)]
         return cls(
-            frozenset(r.subject.casefold() for r in records if r.subject),
-            frozenset(prompt.casefold() for r in records for prompt in r.prompts()),
-            files,
+            frozenset(folded(r.subject) for r in records if r.subject),
+            frozenset(folded(prompt) for r in records for prompt in r.prompts()),
         )
 
-    def has_subject(self, label: str) -> bool:
-        return label.casefold() in self.subjects
+    @property
+    def digest(self) -> str:
+        """Tells whether anything else is excluded."""
+        texts = "\n".join([*sorted(self.subjects), "", *sorted(self.prompts)])
+        return sha256(texts.encode()).hexdigest()
 
     def has_prompt(self, prompts: Iterable[str]) -> bool:
         """Whether one of them is excluded."""
-        return any(prompt.casefold() in self.prompts for prompt in prompts)
+        return any(folded(prompt) in self.prompts for prompt in prompts)

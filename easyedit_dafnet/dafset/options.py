@@ -19,8 +19,8 @@ examples:
   # the same queries on Spark; extraction still runs here
   easyedit-dafnet dafset build --dump latest-all.json.bz2 --engine spark://host:7077 --out dafset
 
-A build that was interrupted goes on with the same command; with other settings, only what these
-change is done again.
+A build that was interrupted goes on with the same command. Another one in the same folder reads the
+dump, the views and the text again only where these are others.
 """
 ANALYZE_EXAMPLES = """\
 example:

@@ -72,6 +72,7 @@ class Writer:
         mixed = random.Random(f"{self.seed} {fact.head} {fact.relation}")
         prompt, *rephrases = self.prompts(fact.head, fact.relation, head.name)
         neighbour, neighbour_tail = fact.neighbour
+        robust = fact.property == "robust"
         return {
             "property": fact.property,
             "prompt": prompt,
@@ -93,8 +94,8 @@ class Writer:
                 "neighbour_tail": _number(neighbour_tail),
             },
             "portability": self.portability(fact, relation),
-            "prefix": self.prefixes(fact, mixed) if fact.property == "robust" else [],
-            "opposite": self.opposite(fact, relation, mixed),
+            "prefix": self.prefixes(fact, mixed) if robust else [],
+            "opposite": self.opposite(fact, relation, mixed) if robust else None,
             "stats": {name: _plain(value) for name, value in fact.stats.items()},
         }
 

@@ -320,5 +320,7 @@ def _check(holds: object, problem: str) -> None:
         raise WordingError(problem)
 
 
-RELATIONS: Mapping[int, Relation] = load_relations(Path(__file__).with_name("relations.yaml"))
+RELATIONS_FILE = Path(__file__).with_name("relations.yaml")
+
+RELATIONS: Mapping[int, Relation] = load_relations(RELATIONS_FILE)
 """The relations of the data set, by their numbers."""

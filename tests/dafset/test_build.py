@@ -3,6 +3,7 @@ from __future__ import annotations
 import bz2
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from easyedit_dafnet.bench.data import load_data
 from easyedit_dafnet.bridge import load_easyeditor
@@ -225,6 +227,60 @@ def test_the_facts_of_this_package_need_no_download(tmp_path: Path) -> None:
     assert [len(of_property) for of_property in found] == [30, 30, 30]
     asked = {record["relation"] for of_property in found for record in of_property}
     assert {"P17", "P30", "P37", "P38", "P131"} <= asked
+
+
+def test_a_folder_may_change_its_source(built: Path, sources: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    build(settings(sources), out)
+    own = build(Settings(records=10), out)
+    assert own["dump"]["name"].startswith("the facts") and own["counts"]["popular"] == 10
+    assert records(out, "popular")[0]["wikidata"]["head"].startswith("facts:")
+    build(settings(sources), out)
+    assert files(out) == files(built)
+
+
+def test_excluded_subjects_are_found_whatever_their_letters(tmp_path: Path) -> None:
+    """Where Python's casefold would write ß as ss, the engines do not."""
+    (tmp_path / "dump.json").write_bytes(street())
+    judged = {"prompt": "?", "target_new": "x", "subject": "GROßFELD", "rephrase_prompt": "?"}
+    judged |= {"locality_prompt": "?", "locality_ground_truth": "x"}
+    (tmp_path / "judged.json").write_text(json.dumps([judged]))
+    plain = Settings(dump=str(tmp_path / "dump.json"), jobs=1, frequency_quantile=1.0)
+    plain = replace(plain, degree_quantile=1.0)
+    found = build(plain, tmp_path / "all")
+    assert found["counts"]["candidates"] == 40
+    made = build(replace(plain, exclude=(str(tmp_path / "judged.json"),)), tmp_path / "out")
+    assert made["excluded"]["subjects"] == 1
+
+
+def street() -> bytes:
+    """Villages of two countries; one is called Großfeld."""
+    found = [item(1 + i, name) for i, name in enumerate(COUNTRIES[:2])]
+    for i in range(40):
+        name = "Großfeld" if i == 7 else f"Village {'abcdefghij'[i % 10]}{'klmn'[i // 10]}"
+        found.append(item(100 + i, name, claims=[claim("P17", 1 + i % 2)]))
+    return dumped(found)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"views_quantile": 2.0}, "--views-quantile must be from 0 to 1"),
+        ({"records": 0}, "--records is 0; it must be above zero"),
+        ({"before": "2026-31-12"}, "--before is '2026-31-12'"),
+        ({"engine": "duck"}, "--engine is 'duck'"),
+        ({"text": ("nothing.txt",)}, "There is no file 'nothing.txt'"),
+    ],
+)
+def test_what_would_fail_after_hours_is_told_at_once(wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=re.escape(told)):
+        Settings(**wrong)
+
+
+def test_two_builds_do_not_share_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out/.lock"), pytest.raises(ValueError, match="Another build"):
+        build(Settings(records=5), tmp_path / "out")
 
 
 def test_a_model_tells_what_it_does_not_expect(
