@@ -89,14 +89,17 @@ def score(
     """
     import pyarrow.parquet as pq
 
+    from ..bench.unedited_model import fingerprint, model_path
+
     with pq.ParquetFile(prompts) as file:
         rows = file.metadata.num_rows
+    identity = fingerprint(model_path(model_name))  # of one name there may be several
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"likelihoods-{i:05}.parquet" for i in range(-(-rows // piece))]
     model = tok = None
     with tqdm(total=rows, unit="fact", desc="Log-likelihoods") as bar:
         for path, facts in zip(paths, _pieces(prompts, piece), strict=True):
-            made_from = _made_from(facts, model_name, dtype)
+            made_from = _made_from(facts, identity, dtype)
             if _is_done(path, made_from):
                 bar.initial += len(facts)  # the rate is that of the work done now
                 bar.update(len(facts))
@@ -140,8 +143,8 @@ def _pieces(prompts: Path, size: int) -> Iterator[pa.Table]:
             yield rest
 
 
-def _made_from(facts: pa.Table, model_name: str, dtype: str) -> bytes:
-    digest = sha256(f"{model_name} {dtype}\n".encode())
+def _made_from(facts: pa.Table, model: str, dtype: str) -> bytes:
+    digest = sha256(f"{model} {dtype}\n".encode())
     for column in facts.columns:
         digest.update(repr(column.to_pylist()).encode())
     return digest.hexdigest().encode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def _add_build_options(build: argparse.ArgumentParser) -> None:
     how.add_argument("--device", default="cpu", help="of the language model (cpu)")
 
 
-def run_build(args: argparse.Namespace) -> None:
+def run_build(args: argparse.Namespace) -> int:
+    """1 where nothing came out."""
     from dataclasses import fields
 
     from ..bench.environment import command_line
@@ -126,9 +128,18 @@ def run_build(args: argparse.Namespace) -> None:
     given = {f.name: getattr(args, f.name) for f in fields(Settings)}
     lists = {name: tuple(given[name]) for name in ("views", "text", "exclude")}
     found = build(Settings(**{**given, **lists}), args.out, command_line())
-    for name in ("recent", "popular", "long_tail", "robust"):
+    names = ("recent", "popular", "long_tail", "robust")
+    for name in names:
         print(f"{found['counts'][name]:7,} {name}")
+    if not any(found["counts"][name] for name in names):
+        print(
+            f"No fact fits, of {found['counts']['candidates']:,} that can be asked for in language "
+            f"{args.language!r}; {args.out / 'build.json'} says what was skipped.",
+            file=sys.stderr,
+        )
+        return 1
     print(f"The data set is in {args.out}.")
+    return 0
 
 
 def run_analyze(args: argparse.Namespace) -> None:

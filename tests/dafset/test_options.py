@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from easyedit_dafnet.cli import main
+from tests.dafset.wikidata import claim, dumped, item
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +69,13 @@ def test_a_folder_that_is_no_data_set_is_one_sentence(
 ) -> None:
     assert main(["dafset", "check", str(tmp_path)]) == 1
     assert "is no finished data set" in capsys.readouterr().err
+
+
+def test_a_build_without_records_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [item(1, "Avaria"), item(2, "Norton", claims=[claim("P17", 1)])]
+    (tmp_path / "dump.json").write_bytes(dumped(lines))
+    given = ["--dump", str(tmp_path / "dump.json"), "--language", "de", "--jobs", "1"]
+    assert main(["dafset", "build", *given, "--out", str(tmp_path / "out")]) == 1
+    assert "No fact fits, of 0 that can be asked for in language 'de'" in capsys.readouterr().err
