@@ -262,7 +262,8 @@ class _Builder:
             chosen["popular"] = keep("popular", self.limit(untrue))
             step("long tail")
             rare = select.long_tail_candidates(editable, s.frequency_quantile, s.degree_quantile)
-            chosen["long_tail"] = self.long_tail(engine, keep, rare, entities)
+            unknown, likelihood = self.unknown(engine, keep, rare, entities)
+            chosen["long_tail"] = keep("long_tail", self.limit(unknown))
             step("robust")
             used = select.combine(chosen)
             rest = editable.anti_join(used, "head")
@@ -286,6 +287,7 @@ class _Builder:
             thresholds: dict[str, Any] = select.thresholds(
                 editable, s.views_quantile, s.frequency_quantile, s.degree_quantile
             )
+            thresholds["log_likelihood"] = likelihood
             step("done")
         if before is not None and str(before) != "NaT":
             thresholds["modified"] = f"{before - timedelta(days=s.window_days):%Y-%m-%dT%H:%M:%SZ}"
@@ -297,10 +299,15 @@ class _Builder:
         each = None if s.per_relation is None else times * s.per_relation
         return select.limit_each(facts, each, times * s.records, s.seed)
 
-    def long_tail(self, engine: Any, keep: Callable[..., Any], rare: Any, entities: Any) -> Any:
-        """Facts of rare heads; with a model only those that it does not expect."""
+    def unknown(
+        self, engine: Any, keep: Callable[..., Any], rare: Any, entities: Any
+    ) -> tuple[Any, float | None]:
+        """Of facts of rare heads those that the model does not expect, and its limit for that.
+
+        Without a model all of them.
+        """
         if self.settings.model is None:
-            return keep("long_tail", self.limit(rare.mutate(target_new=rare.tail)))
+            return rare.mutate(target_new=rare.tail), None
         rare = keep("rare", self.limit(rare, SPARE))
         ends = {end: entities.select("label", "past", **{end: "id"}) for end in ("head", "tail")}
         named = rare.select(*select.KEY).join(ends["head"], "head")
@@ -310,7 +317,8 @@ class _Builder:
         score(self.select / "prompts.parquet", folder, self.settings.model, self.settings.device)
         likelihoods = engines.read(engine, folder / "likelihoods-*.parquet")
         unknown = select.long_tail(rare, likelihoods, self.settings.likelihood_quantile)
-        return keep("long_tail", self.limit(unknown))
+        most = unknown.log_likelihood.max().execute()
+        return unknown, None if most is None or most != most else float(most)
 
     def write_prompts(self, named: Any) -> None:
         """The questions that the language model is asked: each fact's own prompt."""
