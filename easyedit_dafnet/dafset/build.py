@@ -364,6 +364,8 @@ class _Builder:
                 asked.append(fact.opposite[0])
             if any(folded(entities[head].label) in edited for head in asked):
                 left_out["a namesake of its neighbour is edited"] += 1
+            elif record["locality_ground_truth"] in (record["target_new"], record["ground_truth"]):
+                left_out["its neighbour's answer is called as its own"] += 1
             elif record["prompt"] in seen or not seen.isdisjoint(record["rephrase_prompts"]):
                 left_out["a namesake of its subject is edited"] += 1
             elif excluded.has_prompt(prompts_of(record)):

@@ -253,6 +253,19 @@ def test_excluded_subjects_are_found_whatever_their_letters(tmp_path: Path) -> N
     assert made["excluded"]["subjects"] == 1
 
 
+def test_a_neighbour_with_an_answer_of_the_same_name_is_no_neighbour(tmp_path: Path) -> None:
+    """Two items called Avaria: citizens of the one say nothing of an edit about the other."""
+    found = [item(1, "Avaria"), item(2, "Avaria")]
+    for i, name in enumerate(people()[:40]):
+        found.append(item(100 + i, name, claims=[claim("P27", 1 + i % 2)]))
+    (tmp_path / "dump.json").write_bytes(dumped(found))
+    made = build(
+        Settings(dump=str(tmp_path / "dump.json"), jobs=1, degree_quantile=1.0), tmp_path / "out"
+    )
+    assert made["left_out"]["its neighbour's answer is called as its own"] > 0
+    assert (tmp_path / "out/dafset.jsonl").read_text() == ""
+
+
 def street() -> bytes:
     """Villages of two countries; one is called Großfeld."""
     found = [item(1 + i, name) for i, name in enumerate(COUNTRIES[:2])]
