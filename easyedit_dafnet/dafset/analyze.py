@@ -24,6 +24,7 @@ from .describe import (
     origin,
     sources,
 )
+from .packages import load
 from .pages import environment
 from .plots import (
     Bar,
@@ -151,13 +152,7 @@ def summarise(records: Sequence[Record]) -> Summary:
 
 def summary_of(candidates: Path) -> Summary:
     """The same of the facts that could be chosen, which may be too many to be held in memory."""
-    try:
-        import duckdb
-    except ImportError as error:
-        raise ImportError(
-            f"The comparison with {CANDIDATES} needs the package duckdb, which is not installed: "
-            'run `pip install "easyedit_dafnet[dafset]"`.'
-        ) from error
+    duckdb = load("duckdb")
 
     def counted(column: str) -> Spread:
         query = (

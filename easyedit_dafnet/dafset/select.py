@@ -123,19 +123,6 @@ def recent(candidates: Table, before: datetime, window_days: int = 7) -> Table:
     return chosen.mutate(target_new=chosen.tail)
 
 
-def popular(
-    candidates: Table,
-    triples: Table,
-    entities: Table,
-    views_quantile: float = 0.9,
-    hub: int = 1000,
-    seed: int = 0,
-) -> Table:
-    """Counterfactual edits of facts that many read about; columns as `counterfactual`."""
-    facts = popular_facts(candidates, views_quantile)
-    return counterfactual(facts, candidates, triples, entities, hub, seed)
-
-
 def popular_facts(candidates: Table, views_quantile: float = 0.9) -> Table:
     """Facts of heads with views at or above the quantile of the heads that have any."""
     seen = candidates.filter(candidates.views > 0)

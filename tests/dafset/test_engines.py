@@ -148,7 +148,9 @@ def results(
     recent = yield "recent", select.recent(facts, before)
     popular = yield (
         "popular",
-        select.popular(facts, tables.triples, tables.entities, views_quantile=0.5),
+        select.counterfactual(
+            select.popular_facts(facts, 0.5), facts, tables.triples, tables.entities
+        ),
     )
     rare = yield "long_tail_candidates", select.long_tail_candidates(facts)
     scored = rare.mutate(log_likelihood=-((rare["head"] % 97) / 7))

@@ -147,7 +147,9 @@ def test_a_counterfactual_target_is_near_the_truth(
     views = {1: 5, 2: 5}
     tables = world(duckdb, tmp_path, {**PLACES, **labels}, [*BORN, *more], views=views)
     facts = select.candidates(*tables, [19])
-    found = select.popular(facts, tables.triples, tables.entities, hub=hub)
+    found = select.counterfactual(
+        select.popular_facts(facts), facts, tables.triples, tables.entities, hub=hub
+    )
     assert rows(found, "head", "target_new") == expected
     assert tuple(found.columns) == (*CANDIDATE, "target_new")
 
