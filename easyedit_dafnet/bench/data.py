@@ -602,6 +602,11 @@ KNOWN_FILES = {
     "knowedit": KnownFiles(
         ("*knowedit*.json", "*ZsRE-test-all.json", "*wiki_*test*.json"), ("knowedit",)
     ),
+    "counterfact-train": KnownFiles(("counterfact-train*.json",), ("counterfact",)),
+    **{
+        f"dafset-{part.replace('_', '-')}": KnownFiles((f"{part}.json",), ("dafset",))
+        for part in ("recent", "popular", "long_tail", "robust")
+    },
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..text import moment_passages, perplexity_passages, text_name
-from .data import DataSource, data_names, find_data, load_data
+from .data import KNOWN_FILES, DataSource, data_names, find_data, load_data
 from .records import EditRecord
 from .streams import usable
 from .suite import Suite, SuiteError
@@ -80,23 +80,39 @@ class TrainingRecords(Sequence[EditRecord]):
     """The records to train on, read when first asked for: most methods never do.
 
     Those that share a prompt of any kind with a record that is evaluated are left out.
-    sets: all data sets that are evaluated.
+    folders: where the files of known sets are. sets: all data sets that are evaluated.
     """
 
-    def __init__(self, sources: Sequence[str], sets: Callable[[], Iterable[DataSet]]) -> None:
-        self.sources, self.sets = sources, sets
+    def __init__(
+        self,
+        sources: Sequence[str],
+        folders: Sequence[str],
+        sets: Callable[[], Iterable[DataSet]],
+    ) -> None:
+        self.sources, self.folders, self.sets = sources, folders, sets
         self.left_out = 0
 
     @cached_property
     def records(self) -> list[EditRecord]:
         if not self.sources:  # then the evaluated sets, which may not be at hand, do not matter
             return []
-        given = [record for source in self.sources for record in load_data(source)]
+        given = [record for source in self.sources for record in self._read(source)]
         records = (record for data in self.sets() for record in data.records)
         evaluated = {prompt for record in records for prompt in record.prompts()}
         kept = [record for record in given if evaluated.isdisjoint(record.prompts())]
         self.left_out = len(given) - len(kept)
         return kept
+
+    def _read(self, source: str) -> Sequence[EditRecord]:
+        if source not in KNOWN_FILES:
+            return load_data(source)
+        path = find_data(source, self.folders)
+        if path is None:
+            raise SuiteError(
+                f"{source}, to train on, has no file in {', '.join(self.folders)}: name its folder "
+                "with --data-dir"
+            )
+        return load_data(path)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -36,8 +36,8 @@ class DAFNet(Method):
     """DAFNet with a trained network, or with one that the benchmark trains.
 
     settings: `hparams`, editing settings (default: DAFNet/smollm2-135m with the shipped network);
-    or `training`, training settings, to train one on the benchmark's training records. Further
-    names overrule single settings of either.
+    `training`, training settings, to train one on the benchmark's training records in place of the
+    shipped one. Further names overrule single settings of the training, or else of editing.
     """
 
     name: ClassVar[str] = "DAFNet"
@@ -45,6 +45,7 @@ class DAFNet(Method):
     def __init__(self, bench: Workbench, settings: Mapping[str, Any]) -> None:
         super().__init__(bench, settings)
         given = dict(self.settings)
+        editing = given.pop("hparams", None)
         own = {"model_name": bench.model_name, "device": bench.device}
         self.training: DAFNetTrainingHparams | None = None
         if "training" in given:
@@ -57,10 +58,13 @@ class DAFNet(Method):
                 for f in fields(DAFNetHyperParams)
                 if f.name in shared
             }
-            self.hparams = DAFNetHyperParams(**values)
-            self.hparams.archive = str(self._archive())
+            values["archive"] = str(self._archive())
+            if editing is None:
+                self.hparams = DAFNetHyperParams(**values)
+            else:
+                self.hparams = replace(DAFNetHyperParams.from_hparams(editing), **values)
         else:
-            edited = DAFNetHyperParams.from_hparams(given.pop("hparams", "DAFNet/smollm2-135m"))
+            edited = DAFNetHyperParams.from_hparams(editing or "DAFNet/smollm2-135m")
             self.hparams = _overruled(edited, given, own | {"tokenizer_name": bench.model_name})
 
     def _archive(self) -> Path:

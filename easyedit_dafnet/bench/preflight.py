@@ -23,10 +23,12 @@ from .worker import workbench
 @dataclass
 class Preflight:
     """needs, effective settings: by method; sets: by name; reasons: why a method or a data set is
-    left out."""
+    left out. train: records to train on, by method, and by "" for all that have none of their own;
+    trained_on: what identifies those of a method's own."""
 
     suite: Suite
-    train: TrainingRecords
+    train: dict[str, TrainingRecords] = field(default_factory=dict)
+    trained_on: dict[str, str] = field(default_factory=dict)
     common: Mapping[str, object] = field(default_factory=dict)
     needs: dict[str, list[Need]] = field(default_factory=dict)
     effective: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -48,8 +50,12 @@ class Preflight:
             sets = [DataSet.find(name, str(earlier[name]["path"]), ()) for name in others]
             return [*found.sets.values(), *sets]
 
-        train = TrainingRecords(suite.train, evaluated)
-        found = cls(suite, train)
+        found = cls(suite)
+        alike: dict[tuple[str, ...], TrainingRecords] = {}
+        for label, sources in [("", suite.train), *((m.label, m.train) for m in suite.methods)]:
+            if sources is not None:
+                records = TrainingRecords(sources, suite.data_dir, evaluated)
+                found.train[label] = alike.setdefault(sources, records)
         for name, path in suite.data.items():
             try:
                 found.sets[name] = DataSet.find(name, path, suite.data_dir)
@@ -66,14 +72,14 @@ class Preflight:
             "capability_limit": suite.capability_limit if suite.capability else 0,
             "text": text.name,
             "perplexity_passages": suite.perplexity_passages,
-            "train": digest(list(train)),
+            "train": digest(list(found.train[""])),
         }
         if suite.capability and importlib.util.find_spec("lm_eval") is None:
             raise ImportError(
                 "--capability needs lm-evaluation-harness: "
                 "pip install 'easyedit_dafnet[capability]'."
             )
-        bench = workbench(suite, folder, "", text, train)
+        bench = workbench(suite, folder, "", text, found.train[""])
         for method in suite.methods:
             try:
                 factory = find_method(method.name)
@@ -87,9 +93,12 @@ class Preflight:
                 found.reasons[method.label] = reason
                 continue
             try:
-                own = replace(bench, folder=folder.prepared(method.label))
+                train = found.train.get(method.label, bench.train)
+                own = replace(bench, folder=folder.prepared(method.label), train=train)
                 made = factory(own, method.settings)
                 needs = made.needs()
+                if method.train is not None:
+                    found.trained_on[method.label] = digest(list(train))
             except (OSError, ValueError, ImportError) as error:
                 found.reasons[method.label] = str(error)
                 continue
@@ -109,7 +118,9 @@ class Preflight:
             common=self.common,
             data={name: data.describe() for name, data in self.sets.items()},
             methods={
-                m.label: m.to_mapping() | {"effective": dict(self.effective[m.label])}
+                m.label: m.to_mapping()
+                | {"effective": dict(self.effective[m.label])}
+                | ({} if m.train is None else {"trained_on": self.trained_on[m.label]})
                 for m in methods
             },
             cells=tuple(cells),
@@ -128,11 +139,12 @@ class Preflight:
                 data.add_row(name, str(kept + found.dropped), str(kept), note)
             else:
                 data.add_row(name, "", "", f"left out: {self.reasons[name]}")
-        if self.train.sources:
-            note = f"{self.train.left_out} that are evaluated" if self.train.left_out else ""
-            kept = len(self.train)
-            total = str(kept + self.train.left_out)
-            data.add_row("to train on", total, str(kept), f"left out: {note}" if note else "")
+        for label, train in self.train.items():
+            if train.sources and label not in self.reasons:
+                kept, left_out = len(train), train.left_out
+                note = f"left out: {left_out} that are evaluated" if left_out else ""
+                what = f"to train {label} on" if label else "to train on"
+                data.add_row(what, str(kept + left_out), str(kept), note)
         yield data
         methods = _table("Methods", "method", "needs", "")
         for method in self.suite.methods:

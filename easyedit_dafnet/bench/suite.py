@@ -22,7 +22,7 @@ from .cells import (
     without_paths,
     write_json,
 )
-from .data import data_names
+from .data import KNOWN_FILES, data_names
 
 _FILE_NAME = re.compile(r"[\w.+=-]+")
 
@@ -35,7 +35,8 @@ class SuiteError(ValueError):
 class MethodEntry:
     """A method with its settings, under the label that the results carry.
 
-    num_edits, streams: instead of the suite's, so that slow methods get fewer.
+    num_edits, streams: instead of the suite's, so that slow methods get fewer. train: instead of
+    the suite's, to compare what is learnt from which records.
     """
 
     name: str
@@ -43,6 +44,7 @@ class MethodEntry:
     settings: Mapping[str, Any] = field(default_factory=dict)
     num_edits: tuple[int, ...] | None = None
     streams: Mapping[int, int] | int | None = None
+    train: tuple[str, ...] | None = None
 
     @classmethod
     def read(cls, entry: Any) -> MethodEntry:
@@ -65,6 +67,7 @@ class MethodEntry:
             dict(settings),
             _numbers("num_edits", entry["num_edits"]) if "num_edits" in entry else None,
             _streams(entry["streams"]) if "streams" in entry else None,
+            tuple(map(str, _list("train", entry["train"]))) if "train" in entry else None,
         )
 
     def to_mapping(self) -> dict[str, Any]:
@@ -79,9 +82,9 @@ class Suite:
     a file it is a set that the benchmark knows, looked for in the folders of data_dir.
     streams: a number for all lengths, or one for each; lengths not named get 1.
     single_edits: records in a cell of N = 1. text: a file of plain text ("": the embedded one).
-    train: files or names of records for methods that are trained. perplexity_passages: how many
-    passages measure perplexity; 0 for none. capability: tasks of lm-evaluation-harness, names or
-    files; capability_limit: questions of each, 0 for all.
+    train: files or names of records for methods that are trained, looked for as data is.
+    perplexity_passages: how many passages measure perplexity; 0 for none. capability: tasks of
+    lm-evaluation-harness, names or files; capability_limit: questions of each, 0 for all.
     """
 
     model: str = "smollm2"
@@ -136,6 +139,9 @@ class Suite:
         def absolute(path: str) -> str:
             return str((folder / Path(path).expanduser()).absolute()) if path else path
 
+        def sources(train: tuple[str, ...]) -> tuple[str, ...]:
+            return tuple(t if t in {*data_names(), *KNOWN_FILES} else absolute(t) for t in train)
+
         model = Path(self.model).expanduser()
         return replace(
             self,
@@ -143,7 +149,11 @@ class Suite:
             data={name: absolute(path) for name, path in self.data.items()},
             data_dir=tuple(map(absolute, self.data_dir)),
             text=absolute(self.text),
-            train=tuple(t if t in data_names() else absolute(t) for t in self.train),
+            methods=tuple(
+                replace(m, train=sources(m.train)) if m.train is not None else m
+                for m in self.methods
+            ),
+            train=sources(self.train),
             capability=tuple(absolute(t) if Path(t).suffix else t for t in self.capability),
         )
 

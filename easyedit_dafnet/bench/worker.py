@@ -153,7 +153,11 @@ class Worker:
             self.folder,
             job.label,
             self.text,
-            TrainingRecords(self.suite.train, self.all_data),
+            TrainingRecords(
+                self.suite.train if self.entry.train is None else self.entry.train,
+                self.suite.data_dir,
+                self.all_data,
+            ),
         )
         self.scorer = Scorer(self.bench.tok)
         self.environment = environment(self.suite.device) | {"command": job.command}

@@ -19,7 +19,8 @@ class Nudge(Method):
 
     settings: pause, seconds of an edit; fail_on and die_on, a part of the prompt at which it
     raises or kills its process (only once where `once` names a file to leave); needs, what is
-    missing; log, a file that gets a line for each preparation and edit.
+    missing; log, a file that gets a line for each preparation (with the number of training
+    records) and edit.
     """
 
     name = "nudge"
@@ -38,7 +39,7 @@ class Nudge(Method):
         if not marker.exists():
             if self.settings.get("prepare_fails"):
                 raise RuntimeError("the preparation went wrong")
-            self.note("prepare")
+            self.note(f"prepare {len(self.bench.train)}")
             marker.touch()
 
     def edit(self, requests):

@@ -30,6 +30,8 @@ SETTINGS = {"num_edits": [1, 4], "streams": 1, "single_edits": 2, "perplexity_pa
 CELLS = ["n1-s0", "n4-s0"]
 # The 4 edits of stream 0 are of the houses 30, 5, 2 and 10, the first two are edited alone as well.
 IN_A_STREAM_ONLY, IN_BOTH = "house 10 ", "house 5 "
+KINDS = ("whole", "killed")
+STRONG = {"hparams": "DAFNet/smollm2-135m-strong"}
 
 
 class Bench:
@@ -93,10 +95,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def results(folder: RunFolder) -> dict[str, dict[str, Any]]:
-    home = folder.path / "cells" / "houses"
     return {
-        str(path.relative_to(home).with_suffix("")): json.loads(path.read_text())
-        for path in sorted(home.glob("*/*.json"))
+        f"{path.parent.name}/{path.stem}": json.loads(path.read_text())
+        for path in sorted((folder.path / "cells").glob("*/*/*.json"))
     }
 
 
@@ -273,8 +274,8 @@ def test_the_sanity_cell_marks_a_method(mixed: tuple[RunFolder, str, int]) -> No
 
 
 def test_a_method_is_prepared_once(mixed: tuple[RunFolder, str, int], bench: Bench) -> None:
-    lines = (bench.home / "nudge.log").read_text().split()
-    assert lines.count("prepare") == 1
+    lines = (bench.home / "nudge.log").read_text().splitlines()
+    assert lines.count("prepare 0") == 1
     assert len(lines) == 1 + 8 + 2 + 4  # the sanity edits, two alone, a stream
 
 
@@ -290,13 +291,32 @@ def test_what_methods_print_goes_to_a_log(mixed: tuple[RunFolder, str, int]) -> 
 def test_killed_three_times_it_ends_as_if_nothing_had_been(bench: Bench) -> None:
     methods = [{"name": "nudge", "settings": {"pause": 0.05}}]
     options = {"num_edits": [1, 5, 10], "streams": 2}
-    whole, killed = (bench.suite(name, methods, **options) for name in ("whole", "killed"))
+    assert_killed_as_whole(bench, methods, cells=6, patience=5, **options)
+
+
+@pytest.mark.slow
+def test_killed_three_times_with_smollm2_it_ends_as_if_nothing_had_been(bench: Bench) -> None:
+    methods = ["FT", "BFT", {"name": "DAFNet", "settings": STRONG}]
+    options = {"num_edits": [1, 5], "model": "smollm2", "data": ["facts"]}
+    # About as long as one of its cells takes.
+    assert_killed_as_whole(bench, methods, cells=6, patience=60, **options)
+
+
+def assert_killed_as_whole(
+    bench: Bench, methods: list[Any], cells: int, patience: float, **options: Any
+) -> None:
+    """A run killed three times within `patience` seconds of work has the files of one that was not.
+
+    Each time it is let live until two more cells are there at most.
+    """
+    name = f"of-{options.get('model', 'tiny')}"
+    whole, killed = (bench.suite(f"{kind}-{name}", methods, **options) for kind in KINDS)
     assert bench.run(whole, "--jobs", 2) == 0
     folder, rng = bench.folder(killed), random.Random()
     for _ in range(3):
         process = bench.start(killed, "--jobs", 2)
         wait_for(partial(is_at_work, process, folder))
-        kill_at = time.monotonic() + rng.uniform(0, 5)
+        kill_at = time.monotonic() + rng.uniform(0, patience)
         finished = len(results(folder))
         while time.monotonic() < kill_at and len(results(folder)) < finished + 2:
             time.sleep(0.01)
@@ -305,7 +325,7 @@ def test_killed_three_times_it_ends_as_if_nothing_had_been(bench: Bench) -> None
         wait_for(lambda: not workers_of(folder))  # they end with their starter
     assert bench.run(killed, "--jobs", 2) == 0
     expected = found(bench.folder(whole))
-    assert len([name for name in expected if name.startswith("cells")]) == 6
+    assert len([name for name in expected if name.startswith("cells")]) == cells
     assert found(folder) == expected
 
 
@@ -458,6 +478,35 @@ def test_what_is_evaluated_is_not_trained_on(
     options[1] = f"more={plugin.write_records(bench.home / 'more.json', 45)}"
     assert bench.run(suite, *options) == 1
     assert "made with another train" in capsys.readouterr().err
+
+
+def test_methods_can_be_trained_on_records_of_their_own(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bench.home / "known-sets"
+    folder.mkdir()
+    plugin.write_records(folder / "counterfact-train.json", 45)
+    log = bench.home / "own-records.log"
+    settings = {"log": str(log)}
+    train = plugin.write_records(bench.home / "train-less.json", 42)
+    methods = [
+        {"name": "nudge", "settings": settings},
+        {"name": "nudge", "label": "own", "settings": settings, "train": ["counterfact-train"]},
+        {"name": "nudge", "label": "none", "settings": settings, "train": []},
+        {"name": "nudge", "label": "lost", "settings": settings, "train": ["dafset-recent"]},
+    ]
+    options = {"num_edits": [1], "train": str(train), "data_dir": str(folder)}
+    suite = bench.suite("own-records", methods, **options)
+    assert bench.run(suite) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"to train on +│ 42 +│ 2 +│ left out: 40 that are", output)
+    assert re.search(r"to train own on +│ 45 +│ 5 +│ left out: 40 that are", output)
+    assert re.search(r"lost +│ +│ left out +│ dafset-recent, to train on, has no file", output)
+    prepared = [line for line in log.read_text().splitlines() if line.startswith("prepare")]
+    assert sorted(prepared) == ["prepare 0", "prepare 2", "prepare 5"]
+    plugin.write_records(folder / "counterfact-train.json", 46)
+    assert bench.run(suite) == 1
+    assert "made with another method own: trained_on" in capsys.readouterr().err
 
 
 # -- What is asked -------------------------------------------------------------------------------

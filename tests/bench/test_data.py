@@ -618,9 +618,9 @@ def test_known_files_are_found_by_name_and_layout(tmp_path: Path) -> None:
     for folder in ("mend", "dafset", "ripple", "cf"):
         (tmp_path / folder).mkdir()
     zsre = write(tmp_path / "mend", [ZSRE], "zsre_mend_eval_portability_gpt4.json")
-    write(tmp_path / "dafset", [COUNTERFACT], "recent.json")
+    dafset_recent = write(tmp_path / "dafset", [{**COUNTERFACT, "prefix": ""}], "recent.json")
     ripple_recent = write(tmp_path / "ripple", RIPPLE, "recent.json")
-    write(tmp_path / "cf", [COUNTERFACT], "counterfact-train.json")
+    train = write(tmp_path / "cf", [COUNTERFACT], "counterfact-train.json")
     (tmp_path / "cf" / "counterfact-edit.json").write_text("damaged")
     rome = write(tmp_path / "cf", [ROME], "counterfact.json")
     assert find_data("zsre", [tmp_path]) == zsre
@@ -628,6 +628,8 @@ def test_known_files_are_found_by_name_and_layout(tmp_path: Path) -> None:
     assert find_data("ripple_popular", [tmp_path]) is None
     assert find_data("ripple_edits", [tmp_path]) == ripple_recent
     assert find_data("counterfact", iter([tmp_path])) == rome
+    assert find_data("counterfact-train", [tmp_path]) == train
+    assert find_data("dafset-recent", [tmp_path]) == dafset_recent
     assert find_data("of one's own", [tmp_path]) is None
 
 

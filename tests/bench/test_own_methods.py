@@ -127,3 +127,14 @@ def test_the_published_settings_are_the_papers() -> None:
     settings = (shipped("hparams") / "TRAINING/DAFNet/smollm2-135m-published.yaml").read_text()
     for line in ("lr: 1e-6", "lr_lr: 1e-4", "edit_lr: 1e-4", "train_fusion: false", "layer_n: 2"):
         assert f"\n{line}\n" in settings
+
+
+def test_a_network_trained_here_edits_with_the_editing_settings_named(
+    workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    settings = {"training": "TRAINING/DAFNet/smollm2-135m-strong", "max_iters": 7}
+    plain = DAFNet(workbench(tmp_path), settings)
+    strong = DAFNet(workbench(tmp_path), settings | {"hparams": "DAFNet/smollm2-135m-strong"})
+    assert (plain.hparams.margin, strong.hparams.margin) == (1.0, 3.2)
+    assert plain.hparams.archive == strong.hparams.archive != "smollm2-135m-strong"
+    assert strong.training is not None and strong.training.max_iters == 7

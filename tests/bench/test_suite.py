@@ -112,7 +112,14 @@ def test_wrong_settings_are_named(settings: dict[str, Any], message: str) -> Non
 
 def test_the_shipped_suites_can_be_read() -> None:
     names = sorted(path.stem for path in shipped("suites").glob("*.yaml"))
-    assert names == ["full", "paper", "quick", "smollm2-main", "smollm2-release"]
+    assert names == [
+        "dafset-effect",
+        "full",
+        "paper",
+        "quick",
+        "smollm2-main",
+        "smollm2-release",
+    ]
     for name in names:
         suite = Suite.read(read_suite_file(suite_file(name)))
         assert suite.methods and suite.data
