@@ -231,7 +231,8 @@ class _RippleEdits:
 
     Each query is a probe, and any of its targets counts as right. The authors want all of a query's
     targets, in a longer text, and one or all of a test's queries (`test_condition`).
-    Conditions are queries to be answered by the unedited model.
+    Conditions are queries to be answered by the unedited model; a test with one that cannot be
+    asked is left out.
     """
 
     def __init__(self, records: Sequence[Json]) -> None:
@@ -357,11 +358,15 @@ def _ripple_probes(record: Json, kinds: Iterable[str], left_out: Counter[str]) -
     for kind in kinds:
         probes: list[Probe] = []
         for test in _ripple_tests(record, kind):
+            presupposed = _dicts(test, "condition_queries")
             conditions = tuple(
                 probe
-                for query in _dicts(test, "condition_queries")
-                for probe in _probe(query.get("prompt"), _ripple_names(query), left_out)
+                for query in presupposed
+                for probe in _probe(query.get("prompt"), _ripple_names(query), Counter())
             )
+            if len(conditions) < len(presupposed):
+                left_out["tests with a condition without a question or an answer"] += 1
+                continue
             for query in _dicts(test, "test_queries"):
                 probes += _probe(query.get("prompt"), _ripple_names(query), left_out, conditions)
         if probes:

@@ -57,6 +57,8 @@ class Method(ABC):
     #: Mean scores that single edits must reach, by what the method's paper reports; the report
     #: marks a method that does not.
     expects: ClassVar[Mapping[str, float]] = {"reliability": 0.9}
+    #: What whoever reads the scores must know of this form of the method; reports say it.
+    note: str = ""
     #: Whether texts must be scored one at a time, because padding or company changes the answer.
     one_by_one: ClassVar[bool] = False
     #: Whether the method takes all edits of a stream at once, in one call of `edit`.

@@ -138,7 +138,7 @@ class Passes:
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
             use_cache=True,
-            stopping_criteria=StoppingCriteriaList([_HaveStopped(self.tok, ids.shape[1])]),
+            stopping_criteria=StoppingCriteriaList([_HaveStopped(self.tok)]),
         )
         rows = output[:, ids.shape[1] :].tolist()
         cuts = [next((t for t, token in enumerate(row) if token in ends), None) for row in rows]
@@ -189,14 +189,20 @@ class Passes:
 
 
 class _HaveStopped(StoppingCriteria):
-    """Ends rows whose text has stopped, and with the last of them the batch."""
+    """Ends rows whose text has stopped, and with the last of them the batch.
 
-    def __init__(self, tok: Any, prompt_length: int) -> None:
-        self.tok, self.prompt_length = tok, prompt_length
+    It is asked first after one new token. What is before that may be longer than the prompt, as of
+    methods that put the edit before it.
+    """
+
+    def __init__(self, tok: Any) -> None:
+        self.tok = tok
+        self.start: int | None = None
         self.stopped: list[bool] = []
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        rows = input_ids[:, self.prompt_length :].tolist()
+        self.start = input_ids.shape[1] - 1 if self.start is None else self.start
+        rows = input_ids[:, self.start :].tolist()
         self.stopped = self.stopped or [False] * len(rows)
         going = [i for i, stopped in enumerate(self.stopped) if not stopped]
         texts = decode(self.tok, [rows[i] for i in going])

@@ -22,9 +22,9 @@ from .worker import workbench
 
 @dataclass
 class Preflight:
-    """needs, effective settings: by method; sets: by name; reasons: why a method or a data set is
-    left out. train: records to train on, by method, and by "" for all that have none of their own;
-    trained_on: what identifies those of a method's own."""
+    """needs, effective settings, notes: by method; sets: by name; reasons: why a method or a data
+    set is left out. train: records to train on, by method, and by "" for all that have none of
+    their own; trained_on: what identifies those of a method's own."""
 
     suite: Suite
     train: dict[str, TrainingRecords] = field(default_factory=dict)
@@ -32,6 +32,7 @@ class Preflight:
     common: Mapping[str, object] = field(default_factory=dict)
     needs: dict[str, list[Need]] = field(default_factory=dict)
     effective: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
     sets: dict[str, DataSet] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -104,6 +105,7 @@ class Preflight:
                 continue
             found.needs[method.label] = needs
             found.effective[method.label] = made.effective_settings
+            found.notes[method.label] = made.note
             missing = [f"{n.what}: {n.detail}" for n in needs if n.state == "missing"]
             if missing:
                 found.reasons[method.label] = "; ".join(missing)
@@ -121,6 +123,7 @@ class Preflight:
                 m.label: m.to_mapping()
                 | {"effective": dict(self.effective[m.label])}
                 | ({} if m.train is None else {"trained_on": self.trained_on[m.label]})
+                | ({"note": self.notes[m.label]} if self.notes[m.label] else {})
                 for m in methods
             },
             cells=tuple(cells),

@@ -384,7 +384,7 @@ class Run:
 
 def _identity(entry: Mapping[str, Any]) -> dict[str, Any]:
     """What results rest on. A data set may lie elsewhere today; its records tell."""
-    kept = {k: v for k, v in entry.items() if k not in ("path", "num_edits", "streams")}
+    kept = {k: v for k, v in entry.items() if k not in ("path", "num_edits", "streams", "note")}
     return json.loads(json.dumps(kept, default=str))
 
 

@@ -20,31 +20,33 @@ class Nudge(Method):
     settings: pause, seconds of an edit; fail_on and die_on, a part of the prompt at which it
     raises or kills its process (only once where `once` names a file to leave); needs, what is
     missing; log, a file that gets a line for each preparation (with the number of training
-    records) and edit.
+    records) and edit, and the process's number; prepare_seconds and prepare_fails.
     """
 
     name = "nudge"
+    note = "at random"
 
     def needs(self):
         missing = self.settings.get("needs")
         return [Need(missing, "missing", "ask its makers")] if missing else []
 
-    def note(self, line):
+    def note_down(self, line):
         if "log" in self.settings:
             with open(self.settings["log"], "a") as log:
-                print(line, file=log)
+                print(line, os.getpid(), file=log)
 
     def prepare(self):
         marker = self.bench.folder / "ready"
         if not marker.exists():
             if self.settings.get("prepare_fails"):
                 raise RuntimeError("the preparation went wrong")
-            self.note(f"prepare {len(self.bench.train)}")
+            self.note_down(f"prepare {len(self.bench.train)}")
+            time.sleep(self.settings.get("prepare_seconds", 0))
             marker.touch()
 
     def edit(self, requests):
         for request in requests:
-            self.note(request["case_id"])
+            self.note_down(request["case_id"])
             print("editing", request["prompt"])
             time.sleep(self.settings.get("pause", 0))
             once = Path(self.settings.get("once", "/nonexistent"))

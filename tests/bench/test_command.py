@@ -22,6 +22,7 @@ import yaml
 
 from easyedit_dafnet.bench.cells import Cell, RunFolder, write_json
 from easyedit_dafnet.bench.command import forget_killed_workers
+from easyedit_dafnet.bench.worker import LONG
 from easyedit_dafnet.cli import main
 from tests.bench import plugin
 from tests.tiny import tiny_llama
@@ -269,13 +270,12 @@ def test_the_sanity_cell_marks_a_method(mixed: tuple[RunFolder, str, int]) -> No
     assert sanity["sanity"] == {
         "expected": {"reliability": 0.9},
         "found": {"reliability": pytest.approx(found)},
-        "passed": found >= 0.9,
     }
 
 
 def test_a_method_is_prepared_once(mixed: tuple[RunFolder, str, int], bench: Bench) -> None:
     lines = (bench.home / "nudge.log").read_text().splitlines()
-    assert lines.count("prepare 0") == 1
+    assert sum(line.startswith("prepare 0 ") for line in lines) == 1
     assert len(lines) == 1 + 8 + 2 + 4  # the sanity edits, two alone, a stream
 
 
@@ -454,6 +454,36 @@ def test_edits_are_applied_in_batches(bench: Bench) -> None:
     assert len(seconds) == 5 and seconds[0] == seconds[1] and seconds[2] == seconds[3]
 
 
+def test_after_a_long_preparation_the_cells_have_a_process_of_their_own(bench: Bench) -> None:
+    log = bench.home / "long.log"
+    settings = {"log": str(log), "prepare_seconds": LONG + 1}
+    suite = bench.suite("long", [{"name": "nudge", "settings": settings}], num_edits=[1])
+    assert bench.run(suite) == 0
+    (prepared, *edited) = [line.rsplit(" ", 1) for line in log.read_text().splitlines()]
+    assert prepared[0] == "prepare 0" and edited
+    assert {process for _, process in edited} != {prepared[1]}
+    assert results(bench.folder(suite))["nudge/n1-s0"]["prepared"]["seconds"] > LONG
+
+
+def test_a_cell_that_another_worker_is_on_does_not_fail_with_the_method(bench: Bench) -> None:
+    suite = bench.suite("shared", [{"name": "nudge", "settings": {"prepare_fails": True}}])
+    folder = bench.folder(suite)
+    with folder.lock("houses/nudge/n4-s0"):
+        process = bench.start(suite)
+        wait_for(lambda: "nudge/n1-s0" in results(folder))
+        time.sleep(1)
+        assert results(folder).keys() == {"nudge/n1-s0"}
+        process.kill()
+        process.communicate()
+
+
+def test_what_a_method_says_of_itself_is_in_the_plan(bench: Bench) -> None:
+    suite = bench.suite("noted", ["nudge"], num_edits=[1])
+    bench.run(suite, "--max-hours", "1e-9")
+    plan = json.loads(bench.folder(suite).suite.read_text())
+    assert plan["methods"]["nudge"]["note"] == "at random"
+
+
 def test_the_time_to_prepare_other_settings_does_not_count(bench: Bench) -> None:
     suite = bench.suite("prepared-anew", ["nudge"], num_edits=[4])
     folder = bench.folder(suite)
@@ -502,8 +532,8 @@ def test_methods_can_be_trained_on_records_of_their_own(
     assert re.search(r"to train on +│ 42 +│ 2 +│ left out: 40 that are", output)
     assert re.search(r"to train own on +│ 45 +│ 5 +│ left out: 40 that are", output)
     assert re.search(r"lost +│ +│ left out +│ dafset-recent, to train on, has no file", output)
-    prepared = [line for line in log.read_text().splitlines() if line.startswith("prepare")]
-    assert sorted(prepared) == ["prepare 0", "prepare 2", "prepare 5"]
+    lines = [line.split() for line in log.read_text().splitlines()]
+    assert sorted(line[1] for line in lines if line[0] == "prepare") == ["0", "2", "5"]
     plugin.write_records(folder / "counterfact-train.json", 46)
     assert bench.run(suite) == 1
     assert "made with another method own: trained_on" in capsys.readouterr().err

@@ -343,6 +343,18 @@ def _of(probe: Probe) -> tuple[str, tuple[str, ...]]:
     return probe.prompt, probe.answers
 
 
+def test_ripple_edits_leave_out_what_presupposes_something_that_cannot_be_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    unknown = query("The company that owns Acme is", "OWNER", ("Q14", "A"))  # no usable name
+    kept = ripple_test([EMPLOYER], [MOTHER])
+    edits = {**RIPPLE[0], "Logical_Generalization": [ripple_test([MOTHER], [unknown]), kept]}
+    (edit,) = read_edits(write(tmp_path, [edits]))
+    (probe,) = edit.portability["Logical_Generalization"]
+    assert probe.prompt == EMPLOYER["prompt"] and len(probe.conditions) == 1
+    assert "tests with a condition without a question or an answer (1)" in caplog.text
+
+
 def test_ripple_edits_with_the_spelling_of_the_authors_description(tmp_path: Path) -> None:
     record = dict(RIPPLE[0])
     record["Relation_Specifity"] = record.pop("Relation_Specificity")

@@ -161,6 +161,27 @@ def test_generated_texts_are_those_of_plain_greedy_passes(model: Any) -> None:
         assert Passes(TOK).generate(Wrapper(model), IDS, 6) == expected
 
 
+class WithContext(Wrapper):
+    """Puts a text before each prompt, as methods do that edit by context."""
+
+    context = TOK("Is it so? Yes! Now")["input_ids"]
+
+    def generate(self, **inputs: Any) -> torch.Tensor:
+        input_ids, attention_mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        before = torch.tensor([self.context] * len(input_ids))
+        ids = torch.cat([before, input_ids], 1)
+        mask = torch.cat([torch.ones_like(before), attention_mask], 1)
+        output = self.model.generate(input_ids=ids, attention_mask=mask, **inputs)
+        return torch.cat([input_ids, output[:, ids.shape[1] :]], 1)
+
+
+def test_what_a_method_puts_before_a_prompt_does_not_stop_the_text(llama: Any) -> None:
+    asked = [ids for ids in IDS if len(ids) > 1]
+    expected = Passes(TOK).generate(llama, [WithContext.context + ids for ids in asked], 8, True)
+    found = Passes(TOK).generate(WithContext(llama), asked, 8, one_by_one=True)
+    assert found == expected and max(len(TOK(text)["input_ids"]) for text in found) > 2
+
+
 def test_the_models_own_generation_settings_do_not_matter(llama: Any) -> None:
     expected = Passes(TOK).generate(llama, IDS, 8)
     before = llama.generation_config.to_dict()

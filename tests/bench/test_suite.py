@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from easyedit_dafnet.bench.cells import Cell, RunFolder, write_json
+from easyedit_dafnet.bench.data import KNOWN_FILES
 from easyedit_dafnet.bench.suite import (
     MethodEntry,
     Run,
@@ -16,6 +17,7 @@ from easyedit_dafnet.bench.suite import (
     read_suite_file,
     suite_file,
 )
+from easyedit_dafnet.bridge import methods
 from easyedit_dafnet.dafnet_hparams import shipped
 
 SETTINGS: dict[str, Any] = {
@@ -120,9 +122,20 @@ def test_the_shipped_suites_can_be_read() -> None:
         "smollm2-main",
         "smollm2-release",
     ]
-    for name in names:
-        suite = Suite.read(read_suite_file(suite_file(name)))
-        assert suite.methods and suite.data
+    suites = {name: Suite.read(read_suite_file(suite_file(name))) for name in names}
+    assert all(suite.methods and suite.data for suite in suites.values())
+    for name in ("full", "paper"):
+        labels = {method.label for method in suites[name].methods}
+        assert {"unedited", "BFT", "DAFNet-published", "DAFNet-strong"} <= labels
+
+
+def test_the_full_suite_has_every_method_and_data_set() -> None:
+    full = Suite.read(read_suite_file(suite_file("full")))
+    known = {method.name for method in (*methods.WRITTEN, *methods.WRITTEN_FOR_MAIN)}
+    ours = {"unedited", "BFT", "DAFNet"}
+    assert {method.name for method in full.methods} == known | ours
+    parts_of_another = {"ripple_edits", "counterfact-train"}
+    assert set(full.data) == {"facts", *KNOWN_FILES} - parts_of_another
 
 
 def test_an_unknown_or_broken_suite_is_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from .notes import (
     absent_notes,
     failure_notes,
     left_out_notes,
+    method_notes,
     reading_notes,
     sanity_notes,
     setup,
@@ -54,7 +55,7 @@ def to_markdown(summary: Summary) -> str:
         )
     parts += ["", "## Notes", ""]
     notes = [*sanity_notes(summary), *failure_notes(summary), *absent_notes(summary)]
-    notes += [*together_notes(summary), *left_out_notes(summary)]
+    notes += [*method_notes(summary), *together_notes(summary), *left_out_notes(summary)]
     notes += [*reading_notes(), *summary.problems]
     parts += [f"- {one_line(note)}" for note in notes]
     return "\n".join(parts) + "\n"

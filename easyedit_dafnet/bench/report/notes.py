@@ -120,9 +120,8 @@ def sanity_notes(summary: Summary) -> list[str]:
     if not found:
         return []
     return [
-        "† Sanity cell not passed, so the numbers here are no fair picture of the method: "
-        + ", ".join(found)
-        + "."
+        "† Sanity cell not passed, by more than chance, so the numbers here are no fair picture of "
+        "the method: " + ", ".join(found) + "."
     ]
 
 
@@ -149,6 +148,17 @@ def together_notes(summary: Summary) -> list[str]:
     if not found:
         return []
     return [f"All edits of a stream at once, not one after another: {', '.join(found)}."]
+
+
+def method_notes(summary: Summary) -> list[str]:
+    """What the methods say of the form in which they ran."""
+    notes = {
+        f"{label}: {entry['note']}": None
+        for run in summary.runs
+        for label, entry in (run.suite.get("methods") or {}).items()
+        if entry.get("note")
+    }
+    return [f"{note}." for note in notes]
 
 
 def absent_notes(summary: Summary) -> list[str]:
@@ -181,10 +191,13 @@ def reading_notes() -> list[str]:
     return [
         PROTOCOL,
         "The score is the harmonic mean of reliability, generality and locality. Locality compares "
-        "with what the unedited model says.",
+        "with what the unedited model says. A text begins with the answer where it opens with it; "
+        "for locality, where its first word is that of the unedited model's.",
         "± is half the width of a 95 % bootstrap interval over the edits: streams are drawn with "
         f"replacement, then the edits of each ({RESAMPLES:,} resamples, seed {SEED}, the same for "
-        "all methods). Where all edits score alike it is 0.00, which says nothing of other edits.",
+        "all methods with the same streams). Where all edits score alike it is 0.00, which says "
+        "nothing of other edits. Slow methods may have fewer streams, so other edits, than those "
+        "beside them: the last columns tell.",
         "Streams that failed or were not run are left out of the means. The hours of cells that "
         "were not run are estimated from the method's nearest cells.",
         "State is what a method keeps for its edits beside the model's weights. Perplexity is that "

@@ -49,8 +49,6 @@ class HostMethod(Method):
     reads_output_embeddings: ClassVar[bool] = False
     #: Names in the host's modules under which the method keeps something of its edits.
     carries: ClassVar[frozenset[str]] = frozenset()
-    #: What whoever reads the scores must know of this host's form of the method.
-    note: str = ""
 
     def __init__(self, bench: Workbench, settings: Mapping[str, Any]) -> None:
         super().__init__(bench, settings)

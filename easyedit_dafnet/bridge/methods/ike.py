@@ -60,6 +60,10 @@ class IKE(HostMethod):
                 "number above zero."
             )
         super().__init__(bench, settings)
+        self.note = "a question is asked after the stream's fact with the most similar prompt"
+        if not self.hparams.k:
+            self.note += ", without demonstrations (k: 0)"
+            self.demonstrations = 1  # none is shown, but EasyEdit opens their file
 
     @property
     def effective_settings(self) -> Mapping[str, Any]:

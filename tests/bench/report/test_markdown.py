@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,14 @@ def test_a_row_an_edit(summary: Summary) -> None:
     assert [row["reliability_teacher_forced"] for row in rows[:4]] == ["1.0", "1.0", "1.0", "0.0"]
     assert [row["position"] for row in rows[:4]] == ["1", "2", "1", "2"]
     assert rows[1]["portability_teacher_forced"] == ""
+
+
+def test_what_methods_say_of_themselves_is_told_once(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    plan = json.loads((run / "suite.json").read_text())
+    plan["methods"] = {"FT": {"name": "FT", "note": "one token only"}, "MEND": {"name": "MEND"}}
+    (run / "suite.json").write_text(json.dumps(plan))
+    assert to_markdown(summarise([run])).count("FT: one token only.") == 1
 
 
 def test_a_folder_of_committed_results_is_enough(tmp_path: Path) -> None:

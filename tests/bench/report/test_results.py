@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from easyedit_dafnet.bench.report.results import Key, read_run
+from easyedit_dafnet.bench.report.results import Key, reaches, read_run
 from tests.bench.report.runs import small_run, write_json
 
 
@@ -25,6 +25,19 @@ def test_a_whole_run_has_no_problems(run: Path) -> None:
     }
     assert found.cells[Key("zsre", "MEND", 2, 0)].error == "RuntimeError: out of memory | <b>"
     assert list(found.texts(Key("zsre", "FT", 2, 0))) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "edits", "reached"),
+    [
+        *((1.0, 8, True), (7 / 8, 8, True), (6 / 8, 8, True), (5 / 8, 8, False), (None, 8, False)),
+        *((0.85, 1000, False), (0.89, 1000, True)),
+    ],
+)
+def test_a_method_is_doubtful_where_chance_does_not_explain_it(
+    found: float | None, edits: int, reached: bool
+) -> None:
+    assert reaches(found, 0.9, edits) is reached
 
 
 @pytest.mark.parametrize(
