@@ -17,6 +17,7 @@ from ..dafnet_hparams import (
 )
 from ..dafnet_main import STATE, apply_dafnet_to_model
 from ..trainer import DAFNetTrainer
+from .materials import digest
 from .method import Method, Need, Request, Workbench
 
 S = TypeVar("S", DAFNetHyperParams, DAFNetTrainingHparams)
@@ -77,8 +78,14 @@ class DAFNet(Method):
         """Whether training with these settings has ended; its best network is there long before."""
         if self.training is None or not self._marker().is_file():
             return False
-        wanted = json.loads(json.dumps(_of_the_method(self.training)))
-        return wanted.items() <= json.loads(self._marker().read_text()).items()
+        return bool(self._learnt().items() <= json.loads(self._marker().read_text()).items())
+
+    def _learnt(self) -> dict[str, Any]:
+        """What a training rests on, as JSON gives it back."""
+        assert self.training is not None
+        records = {"records": digest(list(self.bench.train))}
+        learnt: dict[str, Any] = json.loads(json.dumps(_of_the_method(self.training) | records))
+        return learnt
 
     @property
     def effective_settings(self) -> Mapping[str, Any]:
@@ -110,7 +117,7 @@ class DAFNet(Method):
         )
         trainer.run(resume=trainer.state_path.is_dir())
         unfinished = self._marker().with_suffix(".part")
-        unfinished.write_text(json.dumps(_of_the_method(self.training), indent=1) + "\n")
+        unfinished.write_text(json.dumps(self._learnt(), indent=1) + "\n")
         unfinished.replace(self._marker())
 
     def edit(self, requests: Sequence[Request]) -> None:

@@ -206,12 +206,14 @@ class Scorer:
         # The first token has nothing before it that could predict it.
         starts = [max(len(ids), 1) for ids in alone]
         answers = [ids[start:] for ids, start in zip(wholes, starts, strict=True)]
-        # The last token predicts nothing that is asked.
+        # The last token predicts nothing that is asked. Methods whose texts go one by one may look
+        # at it even so, as they do in EasyEdit's scoring.
+        end = None if one_by_one else -1
         texts = {
-            i: Asked(wholes[i][:-1], starts[i] - 1) for i, answer in enumerate(answers) if answer
+            i: Asked(wholes[i][:end], starts[i] - 1) for i, answer in enumerate(answers) if answer
         }
         best = self._passes.most_probable(model, list(texts.values()), one_by_one)
-        predicted = dict(zip(texts, best, strict=True))
+        predicted = {i: found[: len(answers[i])] for i, found in zip(texts, best, strict=True)}
         found = {pair: Forced(answers[i], predicted.get(i, [])) for i, pair in enumerate(unique)}
         return [found[pair] for pair in asked]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,17 @@ def test_a_network_of_other_settings_is_not_taken(
     assert [need.state for need in other.needs()] == ["to prepare"]
     with pytest.raises(SettingsError, match="edit_lr"):
         other.prepare()
+
+
+def test_a_network_of_other_records_is_not_taken(
+    workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    settings = {"training": "TRAINING/DAFNet/smollm2-135m-published", **TINY}
+    bench = workbench(tmp_path)
+    DAFNet(bench, settings).prepare()
+    assert [need.state for need in DAFNet(bench, settings).needs()] == ["ready"]
+    other = DAFNet(replace(bench, train=bench.train[1:]), settings)
+    assert [need.state for need in other.needs()] == ["to prepare"]
 
 
 def test_training_that_was_interrupted_goes_on(

@@ -287,6 +287,30 @@ def test_scores_are_those_of_easyedit(
     assert len(compare(gpt2, other, TOK, alone)) > 1
 
 
+class LooksAtTheEnd(torch.nn.Module):
+    """As methods do that find an edit by the last token of a text: half of them are edited."""
+
+    def __init__(self, model: Any, edited: Any) -> None:
+        super().__init__()
+        self.model, self.edited = model, edited
+
+    def forward(self, input_ids: Any, **inputs: Any) -> torch.Tensor:
+        hit = (input_ids[:, -1] % 2 == 0)[:, None, None]
+        plain, other = (m(input_ids=input_ids, **inputs).logits for m in (self.model, self.edited))
+        return torch.where(hit, other, plain)
+
+    def generate(self, **inputs: Any) -> Any:
+        return self.model.generate(**inputs)
+
+
+def test_scores_are_those_of_easyedit_also_where_a_method_looks_at_the_answers_last_token(
+    talker: Any, edited: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    compare = host_comparison()
+    assert {0, 1} < compare(talker, LooksAtTheEnd(talker, edited), TOK, RECORDS, one_by_one=True)
+
+
 def test_scores_of_smollm2_are_those_of_easyedit(
     smollm2: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,14 +366,20 @@ def test_an_answer_without_tokens_counts_neither_there_nor_here(
     assert [forced.accuracy for forced in ours] == [None, theirs["portability"]]
 
 
-def host_comparison() -> Callable[[Any, Any, Any, Sequence[EditRecord]], set[Any]]:
+def host_comparison() -> Callable[..., set[Any]]:
     """A check of our scores against those of the host, which gives the values that came up."""
     try:
         load_easyeditor()
     except ImportError as error:
         pytest.skip(str(error))
 
-    def compare(unedited: Any, edited: Any, tok: Any, records: Sequence[EditRecord]) -> set[Any]:
+    def compare(
+        unedited: Any,
+        edited: Any,
+        tok: Any,
+        records: Sequence[EditRecord],
+        one_by_one: bool = False,
+    ) -> set[Any]:
         tok.padding_side = "left"
         # EasyEdit knows one rephrase, and no conditions.
         records = [
@@ -364,7 +394,8 @@ def host_comparison() -> Callable[[Any, Any, Any, Sequence[EditRecord]], set[Any
             for record in records
         ]
         scorer = Scorer(tok, max_new_tokens=1)
-        ours = scorer.score(edited, records, scorer.unedited(unedited, records))
+        before = scorer.unedited(unedited, records)
+        ours = scorer.score(edited, records, before, one_by_one=one_by_one)
         seen = set()
         for i, record in enumerate(records):
             theirs = host_scores(edited, unedited, tok, record)

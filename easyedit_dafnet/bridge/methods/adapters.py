@@ -82,6 +82,10 @@ class MELO(HostMethod):
     """
 
     name = "MELO"
+    note = (
+        "EasyEdit looks an edit up by the last token of its target, which no prompt has: only "
+        "teacher forcing, told the target, can find it"
+    )
     one_by_one: ClassVar[bool] = True
     one_request_a_call: ClassVar[bool] = True
 
@@ -142,6 +146,10 @@ class DEFER(AdapterMethod):
     """A layer that answers where a gate says so, a baseline of GRACE's paper."""
 
     name = "DEFER"
+    note = (
+        "EasyEdit's gate reads the last token of the edited text, the target's, which no prompt "
+        "has, and is given no text to stay shut for"
+    )
 
 
 class WISE(AdapterMethod):

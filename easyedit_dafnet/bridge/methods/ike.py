@@ -63,7 +63,6 @@ class IKE(HostMethod):
         self.note = "a question is asked after the stream's fact with the most similar prompt"
         if not self.hparams.k:
             self.note += ", without demonstrations (k: 0)"
-            self.demonstrations = 1  # none is shown, but EasyEdit opens their file
 
     @property
     def effective_settings(self) -> Mapping[str, Any]:
@@ -78,7 +77,9 @@ class IKE(HostMethod):
     def facts(self) -> Facts:
         """The training records that demonstrations are made of."""
         fit = trainable(self.bench.train)
-        return Facts(in_turn(fit, min(self.demonstrations, len(fit)), self.bench.seed))
+        # With k = 0 none is shown, but EasyEdit opens their file even so.
+        most = self.demonstrations if self.hparams.k else 1
+        return Facts(in_turn(fit, min(most, len(fit)), self.bench.seed))
 
     @cached_property
     def encoder(self) -> Any:
