@@ -268,6 +268,35 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+def with_drawn_texts(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """To train on: a record of DAFSet with one of its texts of a kind, always the same one.
+
+    DAFSet's records have a list `prefix` of texts to put before rephrase and locality prompt, and
+    may have `rephrase_prompts`, further wordings, and `opposite`, another question that the edit
+    must leave alone. Other records come back as they are.
+    """
+    if not isinstance(record.get("prefix"), list):
+        return record
+    draw = random.Random(record["prompt"]).choice
+    prefixes = ["", *map(as_prefix, record["prefix"])]
+    drawn = {name: value for name, value in record.items() if name != "prefix"}
+    rephrases = record.get("rephrase_prompts") or [record.get("rephrase_prompt")]
+    if rephrase := draw(rephrases):
+        drawn["rephrase_prompt"] = draw(prefixes) + rephrase
+    kept = [(record.get("locality_prompt"), record.get("locality_ground_truth"))]
+    if opposite := record.get("opposite"):
+        kept.append((opposite["prompt"], opposite["ground_truth"]))
+    prompt, answer = draw(kept)
+    if prompt:
+        drawn |= {"locality_prompt": draw(prefixes) + prompt, "locality_ground_truth": answer}
+    return drawn
+
+
+def as_prefix(text: str) -> str:
+    """A text of DAFSet to put before a question: its first 30 words, ended with a stop."""
+    return " ".join(text.split()[:30]).removesuffix(".") + ". "
+
+
 def hold_out(
     records: Sequence[dict[str, Any]], seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

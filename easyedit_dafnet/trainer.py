@@ -37,7 +37,13 @@ from .edited_weights import EditedWeights
 from .language_model import LanguageModel, Text, answer_width, inference_mode_of, texts_of
 from .least_squares import LeastSquares
 from .losses import KINDS, LossTerm, backward_losses, record_texts
-from .records import RequestError, check_requests, context_length, encode_passages
+from .records import (
+    RequestError,
+    check_requests,
+    context_length,
+    encode_passages,
+    with_drawn_texts,
+)
 from .scoring import sequence_scores
 from .second_moments import pieces_of, sums_of_inputs
 from .signals import find_modules
@@ -96,7 +102,7 @@ def as_records(data: Any, name: str) -> list[Mapping[str, Any]]:
                 f"{name}: record {i} has a locality_prompt but no locality_ground_truth; give the "
                 "answer whose tokens must stay."
             )
-    return records
+    return [with_drawn_texts(record) for record in records]
 
 
 class DAFNetTrainer:
@@ -104,9 +110,9 @@ class DAFNetTrainer:
 
     config: DAFNetTrainingHparams. train_set: an EasyEdit data set or any list of records (dicts
     with prompt, target_new and, each optional, rephrase_prompt, locality_prompt with
-    locality_ground_truth, prefix), or {name: data set} for several; a batch then comes from one
-    of them at a time. val_set: records to validate on; the checkpoint with the best score is
-    kept. model, tok: a language model in memory, else config.model_name is loaded.
+    locality_ground_truth, prefix; or DAFSet's), or {name: data set} for several; a batch then
+    comes from one of them at a time. val_set: records to validate on; the checkpoint with the best
+    score is kept. model, tok: a language model in memory, else config.model_name is loaded.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..facts import load_facts
-from ..records import RequestError, load_records
+from ..records import RequestError, as_prefix, load_records
 from .records import EditRecord, Probe
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,8 @@ class _Flat:
 
     KnowEdit nests answers as lists of targets of lists of aliases; each of them counts as right.
     DAFSet's robust.json has `prefix`, unrelated texts to put before rephrase and locality prompt:
-    here each of them is, cut to 30 words and ended with a stop.
+    here each of them is, cut to 30 words and ended with a stop. `opposite`, a question whose answer
+    the edit must not take along, is locality of a kind of its own.
     """
 
     def __init__(self, *needed: str, empty_target: bool = False) -> None:
@@ -140,7 +141,7 @@ class _Flat:
             raise _LeftOut("records without a target")
         for key in self.needed:
             _text(record, key)
-        prefixes = ["", *map(_as_prefix, _texts(record.get("prefix")))]
+        prefixes = ["", *map(as_prefix, _texts(record.get("prefix")))]
         keys = ("rephrase_prompt", "rephrase", "rephrase_prompts")
         rephrases = _texts([record.get(key) for key in keys])
         locality = _kinds(record, "locality", left_out)
@@ -148,6 +149,9 @@ class _Flat:
             question, answer = (_text(record, f"locality_{k}") for k in ("prompt", "ground_truth"))
             probes = [Probe(prefix + question, (answer,)) for prefix in prefixes]
             locality[NEIGHBORHOOD] = (*locality.get(NEIGHBORHOOD, ()), *probes)
+        if isinstance(opposite := record.get("opposite"), Mapping):
+            probe = _probe(opposite.get("prompt"), opposite.get("ground_truth"), left_out)
+            locality["opposite"] = tuple(probe)
         return {
             "prompt": _text(record, "prompt", "text"),
             "target_new": _text(record, "target_new", "labels"),
@@ -157,10 +161,6 @@ class _Flat:
             "locality": locality,
             "portability": _kinds(record, "portability", left_out),
         }
-
-
-def _as_prefix(text: str) -> str:
-    return " ".join(text.split()[:30]).removesuffix(".") + ". "
 
 
 def _zsre(record: Json, left_out: Counter[str]) -> Fields:

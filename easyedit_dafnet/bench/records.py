@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from random import Random
 
 
 @dataclass(frozen=True)
@@ -55,12 +56,13 @@ class EditRecord:
         }
 
     def flat(self) -> dict[str, str]:
-        """For training: the request with the first rephrase and locality probe, if there are any,
-        under the names of EasyEdit's CounterFact files."""
-        found = self.request()
+        """For training: the request with a rephrase and a locality probe, if there are any, under
+        the names of EasyEdit's CounterFact files. Where there are several the prompt draws."""
+        found, draw = self.request(), Random(self.prompt).choice
         if self.rephrases:
-            found["rephrase_prompt"] = self.rephrases[0]
-        for probe in [p for probes in self.locality.values() for p in probes][:1]:
+            found["rephrase_prompt"] = draw(self.rephrases)
+        if kinds := [probes for probes in self.locality.values() if probes]:
+            probe = draw(draw(kinds))
             found["locality_prompt"] = probe.prompt
             found["locality_ground_truth"] = probe.answers[0]
         return found

@@ -304,6 +304,23 @@ def test_dafset_puts_robust_prefixes_before_the_probes(tmp_path: Path) -> None:
     ]
 
 
+def test_dafsets_opposite_is_to_be_left_alone(tmp_path: Path) -> None:
+    opposite = {"prompt": "The anthem of Westland was written by", "ground_truth": "Uno Lind"}
+    (edit,) = read_edits(write(tmp_path, [{**ROBUST, "opposite": opposite}]))
+    assert edit.locality["opposite"] == (Probe(opposite["prompt"], ("Uno Lind",)),)
+
+
+def test_training_draws_one_of_the_texts_of_a_record(tmp_path: Path) -> None:
+    opposite = {"prompt": "The anthem of Westland was written by", "ground_truth": "Uno Lind"}
+    made = [{**ROBUST, "prompt": f"Song {i} is", "opposite": opposite} for i in range(60)]
+    edits = read_edits(write(tmp_path, made))
+    flat = [edit.flat() for edit in edits]
+    assert flat == [edit.flat() for edit in edits], "always the same ones"
+    assert {f["rephrase_prompt"] for f in flat} == set(edits[0].rephrases)
+    asked = {p.prompt for probes in edits[0].locality.values() for p in probes}
+    assert {f["locality_prompt"] for f in flat} == asked and opposite["prompt"] in asked
+
+
 # --- RippleEdits ---
 
 

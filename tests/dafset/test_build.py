@@ -17,10 +17,13 @@ from filelock import FileLock
 
 from easyedit_dafnet.bench.data import load_data
 from easyedit_dafnet.bridge import load_easyeditor
+from easyedit_dafnet.dafnet_hparams import DAFNetTrainingHparams
 from easyedit_dafnet.dafset.build import Settings, build
 from easyedit_dafnet.dafset.dataset import PROPERTIES
 from easyedit_dafnet.records import read_records
+from easyedit_dafnet.trainer import DAFNetTrainer
 from tests.dafset.wikidata import claim, dumped, item
+from tests.tiny import LLAMA_MODULES, tiny_llama
 
 COUNTRIES = ("Avaria", "Belonia", "Cordava", "Drenland", "Estovia", "Farland")
 CITIES = [f"{a}{b}" for a in ("Nor", "Sud", "Ost", "Wes", "Mar") for b in ("ton", "burg", "vik")]
@@ -326,6 +329,33 @@ def test_the_files_are_read_where_records_are_used(built: Path, name: str) -> No
         assert any(record["locality_prompt"] == p.prompt for p in edit.locality["neighborhood"])
         asked = {kind for kind, probes in record["portability"].items() if probes}
         assert set(edit.portability) == asked
+
+
+def test_the_trainer_takes_the_files(built: Path, tmp_path: Path) -> None:
+    hparams = DAFNetTrainingHparams(
+        model_name=str(tiny_llama(tmp_path / "tiny-llama", max_position_embeddings=256)),
+        inner_params=LLAMA_MODULES,
+        device="cpu",
+        results_dir=str(tmp_path / "results"),
+        layer_n=1,
+        inner_att_dim=8,
+        ffn_dim=8,
+        outer_att_dim=8,
+        outer_score_att_dim=4,
+        outer_score_att_head_n=1,
+        outer_att_head_n=1,
+        max_iters=1,
+        val_interval=1,
+        passages=None,
+    )
+    data = {name: read_records(built / f"{name}.json") for name in PROPERTIES}
+    trainer = DAFNetTrainer(hparams, data, data["robust"])
+    trainer.run()
+    robust, drawn = data["robust"], trainer.train_sets["robust"]
+    assert "prefix" not in drawn[0]
+    pairs = list(zip(robust, drawn, strict=True))
+    assert all(d["rephrase_prompt"].endswith(tuple(r["rephrase_prompts"])) for r, d in pairs)
+    assert any(d["rephrase_prompt"] not in r["rephrase_prompts"] for r, d in pairs), "prefixed"
 
 
 def test_easyedits_data_set_reads_the_files(
