@@ -28,7 +28,6 @@ from .embedded import write_tables
 from .exclude import Excluded, folded
 from .extract import extract
 from .frequency import count_names
-from .likelihood import score
 from .packages import load
 from .records import Entity, Fact, Writer
 from .views import read_views
@@ -145,7 +144,7 @@ class _Builder:
         self.signal("views", settings.views, self.read_views)
         self.signal("frequency", settings.text, self.count_names)
         thresholds, numbers = self.choose(excluded)
-        subjects = numbers.pop("excluded_subjects")
+        excluded_facts = numbers.pop("excluded")
         records, left_out = self.word(excluded)
         found = {
             "format": FORMAT,
@@ -160,7 +159,7 @@ class _Builder:
             "counts": {**counts, **numbers, **{p: len(r) for p, r in records.items()}},
             "excluded": {
                 "files": [Path(f).name for f in settings.exclude],
-                "subjects": subjects,
+                **excluded_facts,
                 "prompts": left_out.pop("excluded prompt", 0),
             },
             "left_out": dict(left_out),
@@ -200,7 +199,7 @@ class _Builder:
 
     # -- Selection ---------------------------------------------------------------------------------
 
-    def choose(self, excluded: Excluded) -> tuple[dict[str, Any], dict[str, int]]:
+    def choose(self, excluded: Excluded) -> tuple[dict[str, Any], dict[str, Any]]:
         """Write select/*.parquet; returns the thresholds and the numbers of facts."""
         path = self.select / "facts.parquet"
         made_from = [
@@ -243,10 +242,12 @@ class _Builder:
                 RELATIONS,
                 s.several_answers,
             )
+            found = select.sensible(found, tables.triples, RELATIONS)
             all_candidates = keep("candidates", found)
             total = all_candidates.count().execute()
             candidates = select.without_subjects(all_candidates, entities, excluded.subjects)
-            named = candidates.count().execute()
+            left = candidates.count().execute()
+            heads = [t["head"].nunique().execute() for t in (all_candidates, candidates)]
             editable = select.editable(candidates, s.seed)
             step("recent")
             before = _time(s.before) or all_candidates.modified.max().execute()
@@ -284,6 +285,8 @@ class _Builder:
             keep("inverse", select.inverse(facts, tables.triples, inverse))
             step("labels")
             self.labels(keep, entities, facts)
+            heads_of = facts.select(id="head").distinct()
+            keep("ambiguous", select.ambiguous(heads_of, tables.entities), ["id", "name"])
             thresholds: dict[str, Any] = select.thresholds(
                 editable, s.views_quantile, s.frequency_quantile, s.degree_quantile
             )
@@ -291,7 +294,10 @@ class _Builder:
             step("done")
         if before is not None and str(before) != "NaT":
             thresholds["modified"] = f"{before - timedelta(days=s.window_days):%Y-%m-%dT%H:%M:%SZ}"
-        numbers = {"candidates": int(total), "excluded_subjects": int(total - named)}
+        numbers = {
+            "candidates": int(total),
+            "excluded": {"subjects": int(heads[0] - heads[1]), "facts": int(total - left)},
+        }
         return [thresholds, numbers]
 
     def limit(self, facts: Any, times: int = 1) -> Any:
@@ -312,6 +318,8 @@ class _Builder:
         ends = {end: entities.select("label", "past", **{end: "id"}) for end in ("head", "tail")}
         named = rare.select(*select.KEY).join(ends["head"], "head")
         named = named.join(ends["tail"].select("tail", target="label"), "tail")
+        from .likelihood import score  # torch takes memory that a build without a model can spare
+
         self.write_prompts(keep("named", named).to_pyarrow())
         folder = self.select / "likelihoods"
         score(self.select / "prompts.parquet", folder, self.settings.model, self.settings.device)
@@ -348,8 +356,13 @@ class _Builder:
 
     def word(self, excluded: Excluded) -> tuple[dict[str, list[dict[str, Any]]], Counter[str]]:
         """The records by property, and how many facts were left out for which reason."""
+        others_too = {(row["id"], row["name"]) for row in self.rows("ambiguous")}
         entities = {
-            row["id"]: Entity(row["label"], tuple(row["aliases"]), row["past"])
+            row["id"]: Entity(
+                row["label"],
+                tuple(a for a in row["aliases"] if (row["id"], a) not in others_too),
+                row["past"],
+            )
             for row in self.rows("labels")
         }
         writer = Writer(entities, self.settings.seed)

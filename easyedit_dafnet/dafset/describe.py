@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..bench.report.wording import bytes_text
+from ..bench.report.wording import bytes_text, counted
 from .dataset import DataSet
 
 NAMES = {"recent": "recent", "popular": "popular", "long_tail": "long tail", "robust": "robust"}
@@ -75,11 +75,17 @@ def _details(file: Mapping[str, Any]) -> str:
 
 
 def kept_apart(dataset: DataSet) -> str | None:
-    """The files that share no subject and no prompt with the records; None: there are none."""
+    """The files that share no subject and no prompt with the records, and what was left out for
+    that; None: there are none."""
     excluded = dataset.build.get("excluded") or {}
     if not excluded.get("files"):
         return None
-    return ", ".join(map(str, excluded["files"]))
+    files = ", ".join(map(str, excluded["files"]))
+    subjects, facts, prompts = (excluded.get(name, 0) for name in ("subjects", "facts", "prompts"))
+    return (
+        f"{files} (left out: {counted(subjects, 'subject')} with {counted(facts, 'fact')}, "
+        f"{counted(prompts, 'record')} by a prompt)"
+    )
 
 
 def counts(dataset: DataSet) -> list[tuple[str, int]]:

@@ -37,12 +37,15 @@ from .packages import load
 
 LOG = logging.getLogger(__name__)
 
-FORMAT = 1  #: of the folder; another one is not continued
+FORMAT = 2  #: of the folder; another one is not continued
 CHUNKS_PER_PART = 256  #: about 1 GB of lines, some 70,000 items
 HEAD = 1 << 20  #: bytes of the dump that tell it from others
 
 _ENDED = "P582"  #: end time
-_PAST = ("P570", "P576", _ENDED)  #: date of death, dissolved or abolished, end time
+_PAST = (
+    *("P570", "P20", "P119", "P509", "P1196", "P157"),  #: date, place, cause of death and the like
+    *("P576", _ENDED),  #: dissolved or abolished, end time
+)
 _ALL_LANGUAGES = "mul"  #: where Wikidata keeps a label that is the same in most languages
 
 

@@ -21,7 +21,8 @@ examples:
   easyedit-dafnet dafset build --dump latest-all.json.bz2 --engine spark://host:7077 --out dafset
 
 A build that was interrupted goes on with the same command. Another one in the same folder reads the
-dump, the views and the text again only where these are others.
+views and the text again only where these are others; another dump or language needs a folder of its
+own.
 """
 ANALYZE_EXAMPLES = """\
 example:
@@ -138,6 +139,12 @@ def run_build(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
         return 1
+    excluded = found["excluded"]
+    if excluded["files"]:
+        print(
+            f"Left out for {', '.join(excluded['files'])}: {excluded['subjects']:,} subjects with "
+            f"{excluded['facts']:,} facts, and {excluded['prompts']:,} records by a prompt."
+        )
     print(f"The data set is in {args.out}.")
     return 0
 

@@ -30,6 +30,7 @@ class Entity:
 
     label: str
     aliases: tuple[str, ...] = ()
+    """Those by which nothing else is called."""
     past: bool = False
 
     @property
@@ -159,11 +160,11 @@ def _probe(prompt: str, answer: str) -> dict[str, str]:
 
 
 def _other_name(alias: str, label: str) -> bool:
-    """Whether it is worth asking by: no abbreviation, nor a name turned round or in quotes."""
+    """Whether it is worth asking by: no abbreviation or code, nor turned round or in quotes."""
     return (
         usable_label(alias)
         and alias[0].isupper()
-        and not any(sign in alias for sign in ',"\\')
+        and not any(sign in alias for sign in ',"\\0123456789')
         and len(alias) > 3
         and alias.casefold() != label.casefold()
     )

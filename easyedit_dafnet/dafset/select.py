@@ -16,15 +16,22 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from .wording import LONGEST, UNUSABLE
+from .wording import LONGEST, UNUSABLE, Relation
 
 if TYPE_CHECKING:
     from ibis.expr.types import BooleanValue, Scalar, StringValue, Table
 
 KEY = ("head", "relation", "tail")
 CANDIDATE = (*KEY, "modified", "views", "frequency", "degree")
-KIND = 31
-"""The relation "instance of"."""
+KIND, HUMAN = 31, 5
+"""The relation "instance of", and what people are instances of."""
+
+UP = (17, 131, 140, 279, 361, 460)
+"""Relations to what an answer may be called as well: country, located in, religion, subclass of,
+part of, said to be the same as."""
+
+HAS_PART = 527
+"""The inverse of "part of"."""
 
 OPTIONS = 32
 """Counterfactual targets that the records of one relation and tail choose from."""
@@ -79,18 +86,57 @@ def candidates(
     return _with(counted, degrees(triples).rename(head="id"), "head", "degree").select(*CANDIDATE)
 
 
+def sensible(candidates: Table, triples: Table, relations: Mapping[int, Relation]) -> Table:
+    """Without facts about heads that are not of the relation's kinds, and answers that are none.
+
+    Whether a head is a person tells "instance of"; where it is silent, the fact stays.
+    """
+    kinds = triples.filter(triples.relation == KIND)
+    people = kinds.filter(kinds.tail == HUMAN).select("head").distinct()
+    others = kinds.select("head").distinct().anti_join(people, "head")
+    of_people = [r.id for r in relations.values() if r.kinds == ("person",)]
+    of_others = [r.id for r in relations.values() if "person" not in r.kinds]
+    relation = candidates.relation
+    parts = [
+        candidates.filter(relation.isin(of_people)).anti_join(others, "head"),
+        candidates.filter(relation.isin(of_others)).anti_join(people, "head"),
+        candidates.filter(relation.notin([*of_people, *of_others])),
+    ]
+    kept = parts[0].union(*parts[1:])
+    for entry in relations.values():
+        if entry.no_answers:
+            unwanted = (kept.relation == entry.id) & kept.tail.isin(entry.no_answers)
+            kept = kept.filter(~unwanted)
+    return kept
+
+
 def without_subjects(candidates: Table, entities: Table, subjects: Iterable[str]) -> Table:
-    """Without facts whose head is called as one of the subjects, given in lower case."""
+    """Without facts whose head is called as one of the subjects, given in lower case, by its label
+    or another name."""
     import ibis
 
     names = sorted(subjects)
     if not names:
         return candidates
     unwanted = ibis.memtable({"name": names}, schema={"name": "string"})
-    heads = entities.select("id", name=_folded(entities.label)).semi_join(
-        unwanted.select(name=_folded(unwanted.name)), "name"
-    )
+    heads = _names(entities).semi_join(unwanted.select(name=_folded(unwanted.name)), "name")
     return candidates.anti_join(heads.select(head="id"), "head")
+
+
+def _names(entities: Table) -> Table:
+    """Columns id, name: labels and aliases as they are compared."""
+    labels = entities.select("id", name="label")
+    names = labels.union(entities.select("id", name=entities.aliases.unnest()))
+    return names.select("id", name=_folded(names["name"]))
+
+
+def ambiguous(ids: Table, entities: Table) -> Table:
+    """Columns id, name: the aliases of these entities by which others are called as well."""
+    mine = entities.semi_join(ids, "id")
+    mine = mine.select("id", alias=mine.aliases.unnest())
+    mine = mine.mutate(name=_folded(mine["alias"]))
+    both = mine.join(_names(entities).rename(other="id"), "name")
+    return both.filter(both.id != both.other).select("id", name="alias").distinct()
 
 
 def editable(candidates: Table, seed: int = 0) -> Table:
@@ -153,7 +199,7 @@ def counterfactual(
     draw = _draw(seed, "option", options.relation, options.tail, options.target_new)
     options = _first(OPTIONS, options, ["relation", "tail"], draw)
     choices = _untrue(facts.select(*KEY).join(options, ["relation", "tail"]), triples)
-    choices = _told_apart(choices, entities)
+    choices = _told_apart(_not_above(choices, triples), entities)
     draw = _draw(seed, "target", choices["head"], choices.relation, choices.target_new)
     chosen = _first(1, choices, KEY, draw)
     return facts.join(chosen.select(*KEY, "target_new"), KEY)
@@ -197,13 +243,41 @@ def _untrue(choices: Table, triples: Table) -> Table:
     return choices.anti_join(facts, ["head", "relation", "target_new"])
 
 
+def _not_above(choices: Table, triples: Table) -> Table:
+    """Without targets above the tail or below it, by up to two steps of UP: who was born in Paris
+    was born in France, and who died of leukemia died of cancer."""
+    up = triples.filter(triples.relation.isin(UP)).select(low="head", high="tail")
+    parts = triples.filter(triples.relation == HAS_PART).select(low="tail", high="head")
+    up = up.union(parts).distinct()
+    pairs = choices.select("tail", "target_new").distinct()
+    pairs = pairs.select(low="tail", high="target_new").union(
+        pairs.select(low="target_new", high="tail")
+    )
+    one = pairs.semi_join(up, ["low", "high"])
+    middle = up.semi_join(pairs, "low").rename(middle="high")
+    two = pairs.join(middle, "low").semi_join(up.rename(middle="low"), ["middle", "high"])
+    tied = one.select("low", "high").union(two.select("low", "high"))
+    tied = tied.select(tail="low", target_new="high").union(
+        tied.select(tail="high", target_new="low")
+    )
+    return choices.anti_join(tied, ["tail", "target_new"])
+
+
 def _told_apart(choices: Table, entities: Table) -> Table:
-    """Without targets that are called as the tail is, or whose label is in the head's."""
+    """Without targets that are called as the tail is, wholly or in part, or as a part of the head.
+
+    "American English" is no other answer than "English".
+    """
     for end in ("head", "tail", "target_new"):
-        labels = entities.select("label", **{end: "id"}).rename(**{f"{end}_label": "label"})
-        choices = choices.join(labels, end)
+        names = entities.select("label", "aliases", **{end: "id"})
+        choices = choices.join(
+            names.rename(**{f"{end}_label": "label", f"{end}_aliases": "aliases"}), end
+        )
     return choices.filter(
-        _folded(choices.tail_label) != _folded(choices.target_new_label),
+        ~_has_in_it(choices.tail_label, choices.target_new_label),
+        ~_has_in_it(choices.target_new_label, choices.tail_label),
+        ~choices.tail_aliases.contains(choices.target_new_label),
+        ~choices.target_new_aliases.contains(choices.tail_label),
         ~_has_in_it(choices.head_label, choices.target_new_label),
     )
 

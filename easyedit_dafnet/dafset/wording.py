@@ -54,6 +54,8 @@ class Relation:
     """Names the answer, within another sentence."""
     inverse: str | None = None
     """A cloze about the tail, whose answer is the head."""
+    no_answers: tuple[int, ...] = ()
+    """Tails with which no sentence reads well: of Q42 the number."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,13 @@ def wordings(relation: Relation, subject: Name, mixed: random.Random) -> list[st
 
 
 def follows(outer: Relation, inner: Relation) -> bool:
-    """Whether it makes sense to ask for `outer` of what `inner` answers."""
-    return inner.answer in outer.kinds
+    """Whether it makes sense to ask for `outer` of what `inner` answers.
+
+    Not whom a place is named after, which the question has forgotten by then; nor the country of a
+    country.
+    """
+    of_a_country = outer.id == 17 and inner.id in (17, 27)
+    return inner.answer in outer.kinds and outer.id != 138 and not of_a_country
 
 
 def composed(outer: Relation, inner: Relation, subject: Name, past: bool = False) -> str:
@@ -168,6 +175,7 @@ _THE = _words("""
     Thames Tigris Urals Volga Wehrmacht Yangtze
     BBC CIA FBI KGB NBA NFL NHL UK UN USA USSR
 """) | {
+    "Actors Studio",
     "Anaheim Ducks",
     "Anglican Communion",
     "Bank of England",
@@ -175,7 +183,9 @@ _THE = _words("""
     "Colorado Avalanche",
     "Dallas Stars",
     "Eastern Orthodox Church",
+    "Episcopal Church",
     "Greek Orthodox Church",
+    "Juilliard School",
     "League of Nations",
     "Liberal Democrats",
     "Miami Heat",
@@ -189,7 +199,11 @@ _THE = _words("""
     "St. Louis Blues",
     "Tampa Bay Lightning",
     "Texas Rangers",
+    "United Methodist Church",
+    "United States Military Academy",
+    "United States Naval Academy",
     "Utah Jazz",
+    "Washington Post",
 }
 _NO_THE = {
     "Banana Republic",
@@ -205,19 +219,20 @@ _NO_THE = {
 # The word before "of": the University of Oxford, the Massachusetts Institute of Technology.
 _THE_OF = _words("""
     Academy Archdiocese Army Association Basilica Battle Bay Cape Cathedral Church City College
-    Commonwealth Confederation Conservatory Council County Department Diocese District Duchy
+    Commission Committee Commonwealth Confederation Conservatory Council County Department Diocese
+    District Duchy
     Emirate Emirates Empire Federation Government Gulf House Institute Isle Kingdom Legion Library
     Ministry Municipality Museum Order Palace Parliament Party Principality Province Republic Sea
     Senate Siege Society State States Strait Sultanate Tower Treaty Union University
-    arrondissement district municipality
+    Assembly Guild School arrondissement district municipality
 """)
 
 # The last of several: the Ottoman Empire, the Democratic Party, the Chicago Bulls.
 _THE_LAST = _words("""
-    Army Association Caliphate Canal Commonwealth Confederation Congress Desert Dynasty Emirates
-    Empire Federation Force Islands Khanate Kingdom League Mountains Museum Nations Navy Ocean
-    Orchestra Parliament Party Peninsula Philharmonic Republic River Sea Senate Society States
-    Sultanate Union dynasty
+    Army Assembly Association Caliphate Canal Commission Committee Commonwealth Confederation
+    Congress Desert Dynasty Emirates Empire Federation Force Government Guild Islands Khanate
+    Kingdom League Mountains Museum Nations Navy Ocean Orchestra Parliament Party Peninsula
+    Philharmonic Realm Reich Republic River Sea Senate Society States Sultanate Union dynasty
     49ers 76ers Angels Astros Bears Bengals Bills Blackhawks Blazers Braves Brewers Broncos Browns
     Bruins Buccaneers Bucks Bulls Canadiens Canucks Capitals Cardinals Cavaliers Celtics Chargers
     Chiefs Clippers Colts Commanders Cowboys Cubs Diamondbacks Dodgers Dolphins Eagles Falcons
@@ -275,10 +290,18 @@ def _relation(key: object, entry: Any) -> Relation:
     _check(re.fullmatch(r"P[1-9]\d*", str(key)), "this is not a property, such as P27")
     needed = {*_LISTS, *_TEXTS}
     _check(
-        isinstance(entry, dict) and needed <= set(entry) <= needed | {"inverse"},
-        f"the keys must be {', '.join(sorted(needed))} and, if wanted, inverse",
+        isinstance(entry, dict) and needed <= set(entry) <= needed | {"inverse", "no_answers"},
+        f"the keys must be {', '.join(sorted(needed))} and, if wanted, inverse and no_answers",
     )
+    items = entry.get("no_answers", [])
+    _check(
+        isinstance(items, list) and all(re.fullmatch(r"Q[1-9]\d*", str(item)) for item in items),
+        "no_answers must be a list of items, such as Q42",
+    )
+    entry = {**entry, "no_answers": tuple(int(item[1:]) for item in items)}
     for name, value in entry.items():
+        if name == "no_answers":
+            continue
         if name in _LISTS:
             _check(isinstance(value, list) and _are_texts(value), f"{name} must be a list of texts")
         else:

@@ -185,7 +185,12 @@ def test_what_is_excluded_does_not_occur(built: Path, sources: Path, tmp_path: P
     found = [json.loads(line) for line in text.splitlines()]
     assert subject not in {record["subject"] for record in found}
     assert prompt not in {record["prompt"] for record in found}
-    assert made["excluded"] == {"files": ["judged.json"], "subjects": 2, "prompts": 1}
+    assert made["excluded"] == {
+        "files": ["judged.json"],
+        "subjects": 1,
+        "facts": 2,
+        "prompts": 1,
+    }
 
 
 def test_other_settings_do_again_what_they_change(sources: Path, tmp_path: Path) -> None:
