@@ -133,10 +133,12 @@ def _names(entities: Table) -> Table:
 def ambiguous(ids: Table, entities: Table) -> Table:
     """Columns id, name: the aliases of these entities by which others are called as well."""
     mine = entities.semi_join(ids, "id")
-    mine = mine.select("id", alias=mine.aliases.unnest())
-    mine = mine.mutate(name=_folded(mine["alias"]))
-    both = mine.join(_names(entities).rename(other="id"), "name")
-    return both.filter(both.id != both.other).select("id", name="alias").distinct()
+    mine = mine.select("id", name=mine.aliases.unnest())
+    mine = mine.mutate(key=_folded(mine["name"]))
+    called = _names(entities).rename(key="name").semi_join(mine, "key")
+    ends = called.group_by("key").agg(first=called.id.min(), last=called.id.max())
+    shared = ends.filter(ends["first"] != ends["last"])
+    return mine.semi_join(shared, "key").select("id", "name")
 
 
 def editable(candidates: Table, seed: int = 0) -> Table:

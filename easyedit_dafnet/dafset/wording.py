@@ -218,13 +218,12 @@ _NO_THE = {
 
 # The word before "of": the University of Oxford, the Massachusetts Institute of Technology.
 _THE_OF = _words("""
-    Academy Archdiocese Army Association Basilica Battle Bay Cape Cathedral Church City College
-    Commission Committee Commonwealth Confederation Conservatory Council County Department Diocese
-    District Duchy
-    Emirate Emirates Empire Federation Government Gulf House Institute Isle Kingdom Legion Library
-    Ministry Municipality Museum Order Palace Parliament Party Principality Province Republic Sea
-    Senate Siege Society State States Strait Sultanate Tower Treaty Union University
-    Assembly Guild School arrondissement district municipality
+    Academy Archdiocese Army Assembly Association Basilica Battle Bay Cape Cathedral Church City
+    College Commission Committee Commonwealth Confederation Conservatory Council County
+    Department Diocese District Duchy Emirate Emirates Empire Federation Government Guild Gulf
+    House Institute Isle Kingdom Legion Library Ministry Municipality Museum Office Order Palace
+    Parliament Party Principality Province Republic School Sea Senate Siege Society State States
+    Strait Sultanate Tower Treaty Union University arrondissement district municipality
 """)
 
 # The last of several: the Ottoman Empire, the Democratic Party, the Chicago Bulls.

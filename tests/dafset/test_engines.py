@@ -17,6 +17,7 @@ from easyedit_dafnet.dafset import select
 from easyedit_dafnet.dafset.engines import Tables, duckdb_engine, open_tables, read, spark_engine
 from easyedit_dafnet.dafset.engines import write as write_table
 from easyedit_dafnet.dafset.select import KEY
+from easyedit_dafnet.dafset.wording import RELATIONS as ALL
 from tests.dafset.world import NOON, world, write_world
 
 DATA = Path(os.environ.get("DAFNET_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -145,6 +146,8 @@ def results(
 ) -> Generator[tuple[str, Any], Any, None]:
     """All results of the selection, each to be written before the next is asked for."""
     facts = yield "candidates", select.candidates(*tables, relations)
+    facts = yield "sensible", select.sensible(facts, tables.triples, ALL)
+    yield "ambiguous", select.ambiguous(facts.select(id="head").distinct(), tables.entities)
     recent = yield "recent", select.recent(facts, before)
     popular = yield (
         "popular",
@@ -175,7 +178,8 @@ def written(engine: Any, source: Path, out: Path, *args: Any) -> dict[str, Any]:
             name, table = steps.send(step)
         except StopIteration:
             return found
-        write_table(table, out / f"{name}.parquet", KEY)
+        order = KEY if "head" in table.columns else table.columns
+        write_table(table, out / f"{name}.parquet", order)
         step = read(engine, out / f"{name}.parquet")
         found[name] = read_back(out / f"{name}.parquet")
 
@@ -209,6 +213,7 @@ def test_both_engines_select_the_same_rows(duckdb: Any, spark: Any, tmp_path: Pa
         views={i: i % 7 for i in people},
         frequency={i: i % 5 for i in people},
         modified={**modified, 159: None},
+        aliases={100: ["Person 105", "P. 100"], 101: ["PERSON 106"], 203: ["Place 204", "οδοσ"]},
     )
     found = assert_same_rows(duckdb, spark, tmp_path, tmp_path, [19, 27, 36, 131], NOON)
     asked = found["candidates"].select(KEY).to_pylist()

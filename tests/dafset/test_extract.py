@@ -123,6 +123,7 @@ def test_statements_are_truthy(tmp_path: Path) -> None:
     ("statement", "past"),
     [
         (unknown("P570"), True),
+        *((unknown(of_the_dead), True) for of_the_dead in ("P20", "P119", "P509", "P1196")),
         (unknown("P576"), True),
         (unknown("P582"), True),
         (unknown("P582", "novalue"), False),

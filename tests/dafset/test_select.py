@@ -9,7 +9,7 @@ import pytest
 
 from easyedit_dafnet.dafset import select
 from easyedit_dafnet.dafset.select import CANDIDATE, KEY
-from easyedit_dafnet.dafset.wording import usable_label
+from easyedit_dafnet.dafset.wording import RELATIONS, usable_label
 from tests.dafset.world import NOON, rows, world
 
 
@@ -134,6 +134,21 @@ PLACES = {1: "Ann", 2: "Bo", 10: "Paris", 11: "Rome", 12: "Oslo"}
         pytest.param(
             [(20, 5, 10), (20, 6, 11), (10, 31, 7)], {}, 9, [(1, 11), (2, 10)], id="of no kind"
         ),
+        pytest.param(
+            [(20, 5, 10), (20, 6, 11)], {11: "Paris by night"}, 9, [], id="called so in part"
+        ),
+        pytest.param([(20, 5, 10), (20, 6, 11), (10, 279, 11)], {}, 9, [], id="above the truth"),
+        pytest.param([(20, 5, 10), (20, 6, 11), (11, 527, 10)], {}, 9, [], id="a part of it"),
+        pytest.param(
+            [(20, 5, 10), (20, 6, 11), (11, 131, 9), (9, 17, 10)], {}, 9, [], id="two steps above"
+        ),
+        pytest.param(
+            [(20, 5, 10), (20, 6, 11), (11, 17, 9), (10, 17, 9)],
+            {},
+            9,
+            [(1, 11), (2, 10)],
+            id="of one country",
+        ),
     ],
 )
 def test_a_counterfactual_target_is_near_the_truth(
@@ -152,6 +167,55 @@ def test_a_counterfactual_target_is_near_the_truth(
     )
     assert rows(found, "head", "target_new") == expected
     assert tuple(found.columns) == (*CANDIDATE, "target_new")
+
+
+def test_a_counterfactual_target_is_no_other_name_of_the_truth(duckdb: Any, tmp_path: Path) -> None:
+    labels = {**PLACES, 10: "Lutetia", 11: "Oslo"}
+    triples = [*BORN, (20, 5, 10), (20, 6, 11)]
+    tables = world(duckdb, tmp_path, labels, triples, aliases={11: ["Kristiania", "Lutetia"]})
+    facts = select.candidates(*tables, [19])
+    found = select.counterfactual(facts, facts, tables.triples, tables.entities)
+    assert rows(found, "head") == []
+
+
+def test_facts_are_about_heads_of_the_relations_kinds(duckdb: Any, tmp_path: Path) -> None:
+    labels = {i: f"<{i}>" for i in range(1, 30)}
+    person, city, unknown = 1, 2, 3
+    kinds = [(person, 31, 5), (city, 31, 6)]
+    born, capital = ([(head, p, 20) for head in (person, city, unknown)] for p in (19, 36))
+    plays = [(person, 1303, 21), (unknown, 1303, 17172850)]
+    labels[17172850] = "voice"
+    tables = world(duckdb, tmp_path, labels, [*kinds, *born, *capital, *plays])
+    facts = select.candidates(*tables, [19, 36, 1303])
+    found = select.sensible(facts, tables.triples, {p: RELATIONS[p] for p in (19, 36, 1303)})
+    assert rows(found, "head", "relation") == [
+        *((person, 19), (person, 1303), (city, 36), (unknown, 19), (unknown, 36))
+    ]
+
+
+def test_aliases_of_others_as_well_are_ambiguous(duckdb: Any, tmp_path: Path) -> None:
+    labels = {1: "Weimar Republic", 2: "Germany", 3: "Barbara Bush", 4: "Barbara Pierce Bush"}
+    aliases = {
+        1: ["germany", "Reich"],
+        2: ["Deutschland"],
+        3: ["Bar"],
+        4: ["Bar", "Ms B"],
+    }
+    tables = world(duckdb, tmp_path, labels, [(1, 5, 2)], aliases=aliases)
+    ids = tables.entities.filter(tables.entities.id.isin([1, 2, 4])).select("id")
+    assert rows(select.ambiguous(ids, tables.entities), "id", "name") == [
+        (1, "germany"),
+        (4, "Bar"),
+    ]
+
+
+def test_a_subject_is_excluded_by_its_other_names_too(duckdb: Any, tmp_path: Path) -> None:
+    labels = {1: "Jesus", 2: "Berlin", 3: "Ann"}
+    triples = [(1, 19, 2), (3, 19, 2)]
+    tables = world(duckdb, tmp_path, labels, triples, aliases={1: ["Jesus Christ"]})
+    facts = select.candidates(*tables, [19])
+    found = select.without_subjects(facts, tables.entities, ["jesus christ"])
+    assert rows(found, "head") == [(3,)]
 
 
 def test_a_counterfactual_target_is_no_other_true_tail_nor_the_head(

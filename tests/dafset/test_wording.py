@@ -290,6 +290,8 @@ def test_loads_what_is_sound(load, entries):
         ({"kinds": ["river"]}, "P36: kinds must be among person, place"),
         ({"answer": "town"}, "P36: answer must be an idea or one of person, place"),
         ({"colour": "red"}, "P36: the keys must be"),
+        ({"no_answers": "Q42"}, "P36: no_answers must be a list of items"),
+        ({"no_answers": [42]}, "P36: no_answers must be a list of items"),
         ({"questions": ["Where is {s}?"]}, "P36: it needs two cloze and two questions"),
         ({"questions": ["Where is {s}", "Who is {s}?"]}, "'Where is {s}' must end with a question"),
         ({"cloze": ["The {s} is ", "The {s} is"]}, "'The {s} is ' must end with a word"),
@@ -323,7 +325,11 @@ def test_damaged_files(load, entries, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("inner", "outer", "sensible"), [(19, 17, True), (26, 19, True), (140, 17, False)]
+    ("inner", "outer", "sensible"),
+    [
+        *((19, 17, True), (26, 19, True), (140, 17, False)),
+        *((17, 17, False), (27, 17, False), (19, 138, False)),
+    ],
 )
 def test_what_can_be_asked_of_an_answer(inner: int, outer: int, sensible: bool) -> None:
     """The country of a birthplace, the birthplace of a spouse, but no religion's country."""

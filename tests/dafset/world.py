@@ -20,8 +20,9 @@ def write_world(
     views: Mapping[int, int] | None = None,
     frequency: Mapping[int, int] | None = None,
     modified: Mapping[int, datetime | None] | None = None,
+    aliases: Mapping[int, list[str]] | None = None,
 ) -> Path:
-    """views, frequency, modified: by entity; page titles are "Page_42"."""
+    """views, frequency, modified, aliases: by entity; page titles are "Page_42"."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -30,7 +31,7 @@ def write_world(
     entities = {
         "id": pa.array(ids, pa.int64()),
         "label": pa.array(labels.values(), pa.string()),
-        "aliases": pa.array([[] for _ in ids], pa.list_(pa.string())),
+        "aliases": pa.array([(aliases or {}).get(i, []) for i in ids], pa.list_(pa.string())),
         "description": pa.array([None for _ in ids], pa.string()),
         "title": pa.array([f"Page_{i}" if i in seen else None for i in ids], pa.string()),
         "sitelinks": pa.array([0 for _ in ids], pa.int32()),
