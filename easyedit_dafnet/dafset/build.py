@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..bench.cells import read_json, without_paths, write_json, write_text
-from ..bench.unedited_model import fingerprint, model_path
 from . import engines, select
 from .card import write_card
 from .dataset import PROPERTIES, prompts_of
@@ -80,7 +79,7 @@ class Settings:
     several_answers: bool = False
     seed: int = 0
     engine: str = "duckdb"
-    memory_gb: float = 1.0
+    memory_gb: float = 0.9
     jobs: int | None = None
     device: str = "cpu"
 
@@ -202,12 +201,18 @@ class _Builder:
     def choose(self, excluded: Excluded) -> tuple[dict[str, Any], dict[str, Any]]:
         """Write select/*.parquet; returns the thresholds and the numbers of facts."""
         path = self.select / "facts.parquet"
+        model = None
+        if self.settings.model is not None:
+            # Only here: torch takes memory that a build without a model can spare.
+            from ..bench.unedited_model import fingerprint, model_path
+
+            model = fingerprint(model_path(self.settings.model))
         made_from = [
             FORMAT,
             __version__,
             sha256(RELATIONS_FILE.read_bytes()).hexdigest(),
             _what(self.settings),
-            self.settings.model and fingerprint(model_path(self.settings.model)),
+            model,
             excluded.digest,
             *(read_json(self.signals / f"{n}.parquet.json") for n in ("views", "frequency")),
         ]
@@ -318,7 +323,7 @@ class _Builder:
         ends = {end: entities.select("label", "past", **{end: "id"}) for end in ("head", "tail")}
         named = rare.select(*select.KEY).join(ends["head"], "head")
         named = named.join(ends["tail"].select("tail", target="label"), "tail")
-        from .likelihood import score  # torch takes memory that a build without a model can spare
+        from .likelihood import score
 
         self.write_prompts(keep("named", named).to_pyarrow())
         folder = self.select / "likelihoods"

@@ -114,7 +114,7 @@ def _add_build_options(build: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--engine", default="duckdb", help="duckdb, or a Spark master such as local[*] (duckdb)"
     )
-    how.add_argument("--memory-gb", type=float, default=1.0, help="that DuckDB takes (1.0)")
+    how.add_argument("--memory-gb", type=float, default=0.9, help="that DuckDB takes (0.9)")
     how.add_argument("--jobs", type=int, help="processes that read the dump (all cores)")
     how.add_argument("--device", default="cpu", help="of the language model (cpu)")
 
