@@ -263,7 +263,7 @@ class _Builder:
             step("popular")
             read = self.limit(select.popular_facts(editable, s.views_quantile), SPARE)
             untrue = select.counterfactual(
-                keep("read", read), candidates, tables.triples, entities, s.hub, s.seed
+                keep("read", read), candidates, tables.triples, entities, s.hub, s.seed, keep
             )
             chosen["popular"] = keep("popular", self.limit(untrue))
             step("long tail")
@@ -275,7 +275,7 @@ class _Builder:
             rest = editable.anti_join(used, "head")
             rest = keep("rest", self.limit(rest, SPARE))
             untrue = select.counterfactual(
-                rest, candidates, tables.triples, entities, s.hub, s.seed + 1
+                rest, candidates, tables.triples, entities, s.hub, s.seed + 1, keep
             )
             chosen["robust"] = keep("robust", self.limit(untrue))
             step("neighbours")

@@ -12,7 +12,7 @@ All entities are numbers, that of Q42 is 42; so are relations, that of P27 is 27
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,9 @@ part of, said to be the same as."""
 
 HAS_PART = 527
 """The inverse of "part of"."""
+
+PATHS = 50
+"""Neighbours of a true tail from which its counterfactual targets are looked for."""
 
 OPTIONS = 32
 """Counterfactual targets that the records of one relation and tail choose from."""
@@ -184,40 +187,51 @@ def counterfactual(
     entities: Table,
     hub: int = 1000,
     seed: int = 0,
+    keep: Callable[[str, Table, Sequence[str]], Table] = lambda name, table, order: table,
 ) -> Table:
     """The facts that have an untrue target which is near the truth; columns: and target_new.
 
     target_new is the tail of another candidate of the relation, and shares a neighbour with the
     true tail: tail - x - target_new, over any relations in any direction. x is in at most `hub`
-    triples, and as many neighbours of a tail are looked at. Where both are instances of
+    triples, and PATHS neighbours of a tail are looked at. Where both are instances of
     something, they have such a class in common.
 
     With fewer facts (`limit_each`) this takes less time; the cost grows with their distinct tails.
+    keep: writes a table in between, by name and order, and gives it back: one query for all of this
+    holds more at once than a small memory has.
     """
     tails = facts.select("relation", "tail").distinct()
     targets = candidates.select("relation", target_new="tail").distinct()
-    pairs = _of_one_kind(_two_hops(tails, targets, triples, hub, seed), triples)
+    near = keep("near", _near(tails, triples, hub, seed), ["tail", "x"])
+    pairs = keep("pairs", _two_hops(near, targets, triples), ["tail", "target_new"])
+    pairs = _of_one_kind(pairs, triples)
     options = tails.join(pairs, "tail").join(targets, ["relation", "target_new"])
     draw = _draw(seed, "option", options.relation, options.tail, options.target_new)
     options = _first(OPTIONS, options, ["relation", "tail"], draw)
-    choices = _untrue(facts.select(*KEY).join(options, ["relation", "tail"]), triples)
+    options = keep("options", options, ["relation", "tail", "target_new"])
+    choices = facts.select(*KEY).join(options, ["relation", "tail"])
+    choices = keep("choices", _untrue(choices, triples), [*KEY, "target_new"])
     choices = _told_apart(_not_above(choices, triples), entities)
     draw = _draw(seed, "target", choices["head"], choices.relation, choices.target_new)
     chosen = _first(1, choices, KEY, draw)
     return facts.join(chosen.select(*KEY, "target_new"), KEY)
 
 
-def _two_hops(tails: Table, targets: Table, triples: Table, hub: int, seed: int) -> Table:
-    """Columns tail, target_new: pairs with a neighbour in common that is no hub."""
-    links = _links(triples)
+def _near(tails: Table, triples: Table, hub: int, seed: int) -> Table:
+    """Columns tail, x: neighbours of the tails that are no hubs."""
     degree = degrees(triples)
     hubs = degree.filter(degree.degree > hub).select(x="id")
-    near = links.rename(tail="id", x="other")
+    near = _links(triples).rename(tail="id", x="other")
     near = near.semi_join(tails, "tail").anti_join(hubs, "x").distinct()
-    near = _first(hub, near, ["tail"], _draw(seed, "path", near.tail, near.x))
-    far = links.rename(x="id", target_new="other").semi_join(targets, "target_new")
+    return _first(PATHS, near, ["tail"], _draw(seed, "path", near.tail, near.x))
+
+
+def _two_hops(near: Table, targets: Table, triples: Table) -> Table:
+    """Columns tail, target_new: pairs with a neighbour in common."""
+    far = _links(triples).rename(x="id", target_new="other").semi_join(near, "x")
     pairs = near.join(far, "x").select("tail", "target_new")
-    return pairs.filter(pairs.tail != pairs.target_new).distinct()
+    pairs = pairs.filter(pairs.tail != pairs.target_new).distinct()
+    return pairs.semi_join(targets, "target_new")
 
 
 def _links(triples: Table) -> Table:
