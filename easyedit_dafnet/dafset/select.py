@@ -204,7 +204,7 @@ def counterfactual(
     targets = candidates.select("relation", target_new="tail").distinct()
     near = keep("near", _near(tails, triples, hub, seed), ["tail", "x"])
     pairs = keep("pairs", _two_hops(near, targets, triples), ["tail", "target_new"])
-    pairs = _of_one_kind(pairs, triples)
+    pairs = keep("alike", _of_one_kind(pairs, triples), ["tail", "target_new"])
     options = tails.join(pairs, "tail").join(targets, ["relation", "target_new"])
     draw = _draw(seed, "option", options.relation, options.tail, options.target_new)
     options = _first(OPTIONS, options, ["relation", "tail"], draw)
