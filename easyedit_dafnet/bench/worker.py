@@ -450,11 +450,6 @@ def fail(folder: RunFolder, job: Job, error: Mapping[str, str], cell: Cell | Non
     suite = Suite.read(job.suite)
     (entry,) = (m for m in suite.methods if m.label == job.label)
     for open_cell in folder.open_cells([cell] if cell else job.cells):
-        lock = folder.lock(open_cell)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            continue
         result = {
             "format": FORMAT,
             "protocol": PROTOCOL,
@@ -466,9 +461,8 @@ def fail(folder: RunFolder, job: Job, error: Mapping[str, str], cell: Cell | Non
             "environment": environment(suite.device) | {"command": job.command},
             "finished": now(),
         }
-        with lock:
+        with suppress(Timeout), folder.lock(open_cell).acquire(timeout=0):
             write_json(folder.result(open_cell), result)
-        lock.release()
 
 
 def _mean(numbers: Sequence[float | None]) -> float | None:

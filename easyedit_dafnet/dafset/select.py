@@ -272,7 +272,7 @@ def _not_above(choices: Table, triples: Table) -> Table:
     one = pairs.semi_join(up, ["low", "high"])
     middle = up.semi_join(pairs, "low").rename(middle="high")
     two = pairs.join(middle, "low").semi_join(up.rename(middle="low"), ["middle", "high"])
-    tied = one.select("low", "high").union(two.select("low", "high"))
+    tied = one.union(two.select("low", "high"))
     tied = tied.select(tail="low", target_new="high").union(
         tied.select(tail="high", target_new="low")
     )
