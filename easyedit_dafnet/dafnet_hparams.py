@@ -281,6 +281,7 @@ POSITIVE = {
     "text_tokens",
     "value_rate",
     "protection",
+    "rehearsal_rate",
     "margin",
     "margin_facts",
 }
@@ -290,6 +291,7 @@ NOT_NEGATIVE = {
     "norm_warmup_edits",
     "val_patience",
     "margin_decay",
+    "rehearsed",
     "value_steps",
     "value_weight",
 }
@@ -302,6 +304,8 @@ OF_LEAST_SQUARES = {
     "margin_decay",
     "margin_facts",
     "protection",
+    "rehearsal_rate",
+    "rehearsed",
     "text",
     "text_tokens",
     "text_weight",
@@ -319,7 +323,9 @@ class DAFNetHyperParams(_Settings):
     With fusion by least squares: value_steps, value_rate: how many steps of what size the values
     go on from what the networks propose, see `values.improved`. protection: how much more than in
     training inputs that are to be left alone weigh. margin, margin_facts, margin_decay: what the
-    values of n facts are multiplied by, see `least_squares.Overshoot`.
+    values of n facts are multiplied by, see `least_squares.Overshoot`. rehearsed, rehearsal_rate:
+    how many earlier edits are asked again beside each new one, and the size of the step that puts
+    them right, see `rehearsal`; 0 asks none, the new one neither.
     """
 
     alg_name: str = "DAFNet"
@@ -330,6 +336,8 @@ class DAFNetHyperParams(_Settings):
     margin: float = 1.0
     margin_facts: float = 25.0
     margin_decay: float = 0.0
+    rehearsed: int = 0
+    rehearsal_rate: float = 0.3
 
     NAME_KEY: ClassVar[str] = "alg_name"
     NAME: ClassVar[str] = "DAFNet"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -16,6 +17,7 @@ from .dafnet import DAFNet, Past, Update
 from .dafnet_hparams import DAFNetHyperParams
 from .least_squares import Overshoot, Written
 from .records import TokenBatch, encode_requests, prompt_numbers
+from .rehearsal import Rehearsal
 from .signals import EditedModule, edit_signals
 from .values import improved
 
@@ -25,6 +27,20 @@ STATE = "_dafnet_sequence"  # attribute of the edited model
 # Requests that go through the networks together. Any split gives the same change; this one
 # bounds the memory of the signals.
 REQUESTS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a sequence of edits has come to.
+
+    changes: by parameter name, float32, in the layout of the parameter. past: what the networks
+    keep. written, rehearsal: what fusion by least squares keeps, and what is asked again.
+    """
+
+    changes: dict[str, Tensor]
+    past: Past
+    written: Written | None
+    rehearsal: Rehearsal
 
 
 class EditSequence:
@@ -41,22 +57,27 @@ class EditSequence:
         self.originals: dict[str, Tensor] = {
             name: model.get_parameter(name).detach().clone() for name in self.parameter_names()
         }
-        # change[name]: float32, in the layout of the parameter.
-        self.changes: dict[str, Tensor] = {
+        changes = {
             name: torch.zeros_like(value, dtype=torch.float32)
             for name, value in self.originals.items()
         }
-        self.past: Past = dafnet.new_past(getattr(torch, hparams.past_dtype))
-        self.written: Written | None = None
+        written = None
         if dafnet.least_squares is not None:
             overshoot = Overshoot(hparams.margin, hparams.margin_facts, hparams.margin_decay)
-            self.written = dafnet.least_squares.nothing_written(hparams.protection, overshoot)
+            written = dafnet.least_squares.nothing_written(hparams.protection, overshoot)
+        past = dafnet.new_past(getattr(torch, hparams.past_dtype))
+        self.held = Held(changes, past, written, Rehearsal())
 
     @property
     def bytes_per_edit(self) -> int:
-        """Memory that each edit takes for good: keys, values and score keys, all modules."""
-        layers = [layer for network in self.past.values() for layer in network]
-        kept = self.written.bytes_per_edit if self.written else 0
+        """Memory that each edit takes for good: keys, values and score keys, all modules.
+
+        With a rehearsal also what it asks, in the mean.
+        """
+        held = self.held
+        layers = [layer for network in held.past.values() for layer in network]
+        kept = held.written.bytes_per_edit if held.written else 0
+        kept += held.rehearsal.bytes // max(1, self.count)
         return kept + sum(layer.bytes_per_edit for layer in layers)
 
     @property
@@ -65,8 +86,8 @@ class EditSequence:
 
         The original weights and their changes; with fusion by least squares, the inverses too.
         """
-        tensors = [*self.originals.values(), *self.changes.values()]
-        kept = self.written.constant_bytes if self.written else 0
+        tensors = [*self.originals.values(), *self.held.changes.values()]
+        kept = self.held.written.constant_bytes if self.held.written else 0
         return kept + sum(t.numel() * t.element_size() for t in tensors)
 
     def parameter_names(self) -> list[str]:
@@ -81,9 +102,10 @@ class EditSequence:
 
     def is_held_by(self, model: Any) -> bool:
         """Whether the model's weights are those that this sequence has written."""
+        held = self.held
         return all(
-            torch.equal(p := model.get_parameter(name), self._value(name, change, p, self.written))
-            for name, change in self.changes.items()
+            torch.equal(p := model.get_parameter(name), self._value(name, change, p, held.written))
+            for name, change in held.changes.items()
         )
 
     def is_restored_in(self, model: Any) -> bool:
@@ -92,40 +114,74 @@ class EditSequence:
             for name, original in self.originals.items()
         )
 
-    def updates(
-        self,
-        model: Any,
-        dafnet: DAFNet,
-        batch: TokenBatch,
-        changes: Mapping[str, Tensor],
-        past: Past,
-        written: Written | None,
-        hparams: DAFNetHyperParams,
-    ) -> tuple[list[Update], Past, Written | None]:
-        """What the batch's edits do to the modules after those that led to changes and past."""
+    def _changed(
+        self, changes: Mapping[str, Tensor], updates: Iterable[Update]
+    ) -> dict[str, Tensor]:
+        """The changes after updates, one a module; those given stay as they are."""
+        fresh: dict[str, Tensor] = {}
+        with torch.no_grad():
+            for module, update in zip(self.modules, updates, strict=True):
+                fresh |= update.changed(module, changes)
+        return fresh
+
+    def _fused(
+        self, model: Any, dafnet: DAFNet, batch: TokenBatch, hparams: DAFNetHyperParams, held: Held
+    ) -> Held:
+        """What is held after the batch's edits; `held` stays as it is, but for its rehearsal."""
         size = hparams.signal_batch_size
         signals = edit_signals(model, self.modules, batch, self.originals, size)
-        solver = dafnet.least_squares
+        solver, written, changes = dafnet.least_squares, held.written, held.changes
         if solver is None or written is None:
             with torch.no_grad():
-                updates, now = dafnet(signals, past)
-            return updates, cast(Past, now), None
+                updates, past = dafnet(signals, held.past)
+            return replace(held, changes=self._changed(changes, updates), past=cast(Past, past))
         with torch.no_grad():
-            values, now = dafnet.values(signals, past)
+            values, past = dafnet.values(signals, held.past)
             keys = [s.x.to(dafnet.device) for s in signals]
         values = improved(
             model, self.modules, batch, values, self.originals,
             hparams.value_steps, hparams.value_rate, size,
         )  # fmt: skip
-        before = [
-            changes[m.weight_name].T if m.transposed else changes[m.weight_name]
-            for m in self.modules
-        ]
-        before = [change.to(dafnet.device) for change in before]
         numbers = prompt_numbers(batch).to(dafnet.device)
-        steps, written = solver.write(keys, values, numbers, written, before)
         one = torch.ones((), device=dafnet.device)
-        return [Update(a, b, one) for a, b in steps], cast(Past, now), written
+        # Edits that are followed by a rehearsal are written one by one, so that any split agrees.
+        together = 1 if hparams.rehearsed else len(batch)
+        for start in range(0, len(batch), together):
+            rows = slice(start, start + together)
+            key = [k[rows] for k in keys]
+            before = [
+                changes[m.weight_name].T if m.transposed else changes[m.weight_name]
+                for m in self.modules
+            ]
+            before = [change.to(dafnet.device) for change in before]
+            steps, written = solver.write(
+                key, [v[rows] for v in values], numbers[rows], written, before
+            )
+            changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
+            if hparams.rehearsed:
+                kept_as = getattr(torch, hparams.past_dtype)
+                texts, key = held.rehearsal.turn(batch[rows], key, hparams.rehearsed, kept_as)
+                lacking = self._lacking(model, texts, changes, written, hparams)
+                steps = written.corrections(key, [v.to(dafnet.device) for v in lacking])
+                changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
+        return replace(held, changes=changes, past=cast(Past, past), written=written)
+
+    def _lacking(
+        self,
+        model: Any,
+        texts: TokenBatch,
+        changes: Mapping[str, Tensor],
+        written: Written,
+        hparams: DAFNetHyperParams,
+    ) -> list[Tensor]:
+        """What each module should add for n edits that the edited model is asked: [n, d_out]."""
+        weights = {
+            name: self._value(name, change, model.get_parameter(name), written)
+            for name, change in changes.items()
+        }
+        nothing = [torch.zeros(len(texts), module.d_out) for module in self.modules]
+        rate = hparams.rehearsal_rate
+        return improved(model, self.modules, texts, nothing, weights, 1, rate, len(texts))
 
     def extend(
         self, model: Any, dafnet: DAFNet, batch: TokenBatch, hparams: DAFNetHyperParams
@@ -134,32 +190,27 @@ class EditSequence:
 
         Nothing changes, in the sequence or the model, unless all of it has succeeded.
         """
-        together = len(batch) if dafnet.fusion_order == "released" else REQUESTS_AT_ONCE
+        together = hparams.signal_batch_size if hparams.rehearsed else REQUESTS_AT_ONCE
+        if dafnet.fusion_order == "released":
+            together = len(batch)
+        held = replace(self.held, rehearsal=self.held.rehearsal.copy())
         groups = batch.split(together)
-        changes, past, written = self.changes, self.past, self.written
         for group in tqdm(groups, desc="DAFNet edits", disable=len(groups) < 3):
-            updates, past, written = self.updates(
-                model, dafnet, group, changes, past, written, hparams
-            )
-            with torch.no_grad():
-                fresh: dict[str, Tensor] = {}
-                for module, update in zip(self.modules, updates, strict=True):
-                    fresh |= update.changed(module, changes)
-            changes = fresh
-        for name, change in changes.items():
-            value = self._value(name, change, model.get_parameter(name), written)
+            held = self._fused(model, dafnet, group, hparams, held)
+        for name, change in held.changes.items():
+            value = self._value(name, change, model.get_parameter(name), held.written)
             # One that is not finite is an extreme. Several times faster than asking each.
             if not torch.stack([value.amin(), value.amax()]).isfinite().all():
                 raise FloatingPointError(
                     f"The update of {name} is not finite, so the model was left as it was; check "
                     "the archive and the request."
                 )
-        self.changes, self.past, self.written = changes, past, written
+        self.held = held
         self.count += len(batch)
         with torch.no_grad():
-            for name, change in changes.items():
+            for name, change in held.changes.items():
                 parameter = model.get_parameter(name)
-                parameter.copy_(self._value(name, change, parameter, written))
+                parameter.copy_(self._value(name, change, parameter, held.written))
         LOG.debug(
             "%d edits held: %.1f MB, and %.1f kB an edit",
             self.count,

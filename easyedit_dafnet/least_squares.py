@@ -78,6 +78,19 @@ class Written:
         """What all values are multiplied by now. A fact edited again counts once."""
         return self.overshoot(len(self.prompts.unique()))
 
+    def corrections(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Two factors a module of what changes when edits that are written get further values.
+
+        keys [n, d_in]; values [n, d_out], as they are to count with the margin. Of all edits so far
+        dW = S Kᵀ V, so it is S Kᵀ times what is added to V. What S knows stays the same.
+        """
+        return [
+            (key @ inverse, value / self.margin)
+            for key, value, inverse in zip(keys, values, self.inverses, strict=True)
+        ]
+
     @property
     def bytes_per_edit(self) -> int:
         return self.keys.shape[1] * self.keys.element_size() + self.prompts.element_size()

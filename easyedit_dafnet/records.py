@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -66,6 +67,23 @@ class TokenBatch:
             self.labels.to(device),
             None if self.at is None else self.at.to(device),
         )
+
+
+def joined(batches: Sequence[TokenBatch]) -> TokenBatch:
+    """The rows of several batches in one, padded to the longest. All say `at`, or none does."""
+    length = max(batch.input_ids.shape[1] for batch in batches)
+
+    def stack(name: str, value: int) -> Tensor:
+        rows = [getattr(batch, name) for batch in batches]
+        return torch.cat([F.pad(row, (0, length - row.shape[1]), value=value) for row in rows])
+
+    places = [batch.at for batch in batches if batch.at is not None]
+    return TokenBatch(
+        stack("input_ids", 0),
+        stack("attention_mask", 0),
+        stack("labels", IGNORE),
+        torch.cat(places) if places else None,
+    )
 
 
 def _pad(ids: list[list[int]], labels: list[list[int]]) -> TokenBatch:

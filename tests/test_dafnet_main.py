@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from easyedit_dafnet import apply_dafnet_to_model
 from easyedit_dafnet.checkpoint import load_dafnet
-from easyedit_dafnet.dafnet_hparams import SettingsError
+from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams, SettingsError
 from easyedit_dafnet.dafnet_main import STATE
-from easyedit_dafnet.records import RequestError
+from easyedit_dafnet.language_model import target_logits
+from easyedit_dafnet.records import RequestError, encode_requests
 from tests.conftest import Subject
 from tests.tiny import REQUESTS
 
@@ -96,8 +98,8 @@ def test_twenty_edits_one_by_one_are_one_batch(subject: Subject) -> None:
     assert_same(changes(single, before), changes(whole, before))
     one, two = getattr(single, STATE), getattr(whole, STATE)
     assert one.count == two.count == 20
-    for shape in one.past:
-        for a, b in zip(one.past[shape], two.past[shape], strict=True):
+    for shape in one.held.past:
+        for a, b in zip(one.held.past[shape], two.held.past[shape], strict=True):
             torch.testing.assert_close(a.values.filled, b.values.filled, rtol=1e-4, atol=1e-4)
 
 
@@ -263,13 +265,13 @@ def test_an_update_that_is_not_finite_changes_nothing(
     assert not hasattr(fresh, STATE)
     # The same in the midst of a sequence: it stays, and goes on as if nothing had been.
     sequence, whole = getattr(model, STATE), subject.model()
-    good = {k: v.clone() for k, v in sequence.changes.items()}
+    good = {k: v.clone() for k, v in sequence.held.changes.items()}
     step_sizes = load_dafnet(subject.archive).step_sizes
     with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="left as it was"):
         patch.setattr(step_sizes, "data", step_sizes.data * torch.nan)
         edit(subject, model, REQUESTS[1:3])
     assert not changes(model, held) and sequence.count == 1
-    assert all(torch.equal(sequence.changes[name], good[name]) for name in good)
+    assert all(torch.equal(sequence.held.changes[name], good[name]) for name in good)
     edit(subject, model, REQUESTS[3:5])
     edit(subject, whole, [REQUESTS[0], *REQUESTS[3:5]])
     assert_same(changes(model, before), changes(whole, before))
@@ -309,13 +311,15 @@ def test_settings_that_do_not_fit_are_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize("split", [[1] * 7, [3, 4], [2, 4, 1]])
-@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize(("decay", "rehearsed"), [(0.0, 0), (0.5, 0), (0.5, 2)])
 def test_any_split_of_a_solved_sequence_gives_the_same_change(
-    solved: Subject, split: list[int], decay: float
+    solved: Subject, split: list[int], decay: float, rehearsed: int
 ) -> None:
     whole, parts = solved.model(), solved.model()
     before = snapshot(whole)
-    hparams = solved.hparams(margin=3.0, margin_decay=decay, protection=4.0)
+    hparams = solved.hparams(
+        margin=3.0, margin_decay=decay, protection=4.0, rehearsed=rehearsed, rehearsal_rate=0.01
+    )
     apply_dafnet_to_model(whole, solved.tok, REQUESTS, hparams)
     start = 0
     for size in split:
@@ -354,6 +358,53 @@ def test_the_margin_makes_a_change_larger(solved: Subject) -> None:
         torch.testing.assert_close(triple[name], 3 * change, rtol=1e-3, atol=1e-6)
 
 
+def test_rehearsed_edits_hold_better(solved: Subject) -> None:
+    """Keys of a tiny model are much alike, so edits disturb each other from the first ones on."""
+    batch = encode_requests(solved.tok, REQUESTS, solved.model(), at_subject=True)
+    lost = {}
+    for rehearsed in (0, 2, 6):
+        model = solved.model()
+        hparams = solved.hparams(margin=2.0, rehearsed=rehearsed, rehearsal_rate=0.1)
+        edit_one_by_one(model, solved, hparams)
+        with torch.no_grad():
+            logits = target_logits(model, batch, {})
+        lost[rehearsed] = F.cross_entropy(logits, batch.labels[batch.targets]).item()
+    assert lost[6] < lost[2] < lost[0]
+
+
+def edit_one_by_one(model: Any, solved: Subject, hparams: DAFNetHyperParams) -> None:
+    for request in REQUESTS:
+        apply_dafnet_to_model(model, solved.tok, [request], hparams)
+
+
+def test_a_rehearsal_is_part_of_what_a_sequence_keeps(solved: Subject) -> None:
+    plain, rehearsed = solved.model(), solved.model()
+    edit_one_by_one(plain, solved, solved.hparams())
+    edit_one_by_one(rehearsed, solved, solved.hparams(rehearsed=2, past_dtype="bfloat16"))
+    keys = 2 * sum(m.d_in for m in solved.edited)
+    more = getattr(rehearsed, STATE).held.rehearsal.bytes / len(REQUESTS)
+    assert keys < more < keys + 1000  # and a few tokens
+    assert not getattr(plain, STATE).held.rehearsal.edits
+
+
+def test_a_rehearsal_that_fails_changes_nothing(
+    solved: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, hparams = solved.model(), solved.hparams(rehearsed=2)
+    apply_dafnet_to_model(model, solved.tok, REQUESTS[:2], hparams)
+    held, before = dict(getattr(model, STATE).held.rehearsal.edits), snapshot(model)
+
+    def failing(*_: Any) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr("easyedit_dafnet.least_squares.Written.corrections", failing)
+    with pytest.raises(RuntimeError, match="no memory"):
+        apply_dafnet_to_model(model, solved.tok, REQUESTS[2:], hparams)
+    assert not changes(model, before)
+    assert getattr(model, STATE).held.rehearsal.edits == held
+    assert getattr(model, STATE).count == 2
+
+
 def test_a_later_edit_of_the_same_fact_takes_the_place_of_the_earlier(solved: Subject) -> None:
     """What the earlier target gains over the unedited model is less than the later one gains."""
     prompt = {"prompt": "The capital of France", "subject": "France"}
@@ -377,11 +428,11 @@ def test_a_later_edit_of_the_same_fact_takes_the_place_of_the_earlier(solved: Su
 def test_what_a_solved_sequence_keeps(solved: Subject) -> None:
     model = solved.model()
     edit(solved, model, REQUESTS[:3])
-    held = getattr(model, STATE)
-    d_in = solved.edited[0].d_in
-    assert held.written.bytes_per_edit == 4 * d_in + 8
-    assert held.bytes_per_edit > held.written.bytes_per_edit
-    assert held.constant_bytes > len(solved.edited) * d_in**2 * 4
+    sequence = getattr(model, STATE)
+    written, d_in = sequence.held.written, solved.edited[0].d_in
+    assert written.bytes_per_edit == 4 * d_in + 8
+    assert sequence.bytes_per_edit > written.bytes_per_edit
+    assert sequence.constant_bytes > len(solved.edited) * d_in**2 * 4
 
 
 def test_a_subject_outside_the_prompt_changes_nothing(solved: Subject) -> None:

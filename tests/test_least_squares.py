@@ -169,6 +169,21 @@ def test_the_margin_falls_with_the_number_of_facts() -> None:
     assert written.margin == pytest.approx(3.0 / 3**0.5)  # facts edited again count once
 
 
+def test_corrections_are_what_larger_values_would_have_written() -> None:
+    s, (keys, values, prompts) = solver(), edits()
+    loud = s.nothing_written(overshoot=Overshoot(2.0))
+    changes, written = write(s, [(keys, values, prompts)], loud)
+    some = [0, 2, 5]
+    more = [torch.randn(3, 5) for _ in MODULES]
+    steps = written.corrections([k[some] for k in keys], more)
+    for m, (change, (a, b)) in enumerate(zip(changes, steps, strict=True)):
+        values[m][some] += more[m] / 2.0  # the margin doubles it
+        changes[m] = change + a.T @ b
+    expected, _ = write(s, [(keys, values, prompts)], loud)
+    for a, b in zip(changes, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_kept_grows_by_a_key_an_edit() -> None:
     s, part = solver(), edits()
     _, written = write(s, [part])

@@ -94,10 +94,11 @@ def fill_past(sequence: EditSequence, count: int) -> None:
             part.copy_(some[:, :, : part.shape[2]])
         return Rows(buffer, count)
 
-    sequence.past = {
+    past = {
         shape: [PastEdits(many(p.keys), many(p.values), many(p.score_keys)) for p in layers]
-        for shape, layers in sequence.past.items()
+        for shape, layers in sequence.held.past.items()
     }
+    sequence.held = replace(sequence.held, past=past)
     sequence.count = count
 
 
@@ -200,7 +201,7 @@ def measure_past(
     sequence: EditSequence = getattr(setting.model, STATE)
     fill_past(sequence, count)
     edit(setting, first, hparams)
-    change = torch.cat([c.flatten() for c in sequence.changes.values()])
+    change = torch.cat([c.flatten() for c in sequence.held.changes.values()])
     read = read_once(sequence.bytes_per_edit * count, device)
 
     runs = {

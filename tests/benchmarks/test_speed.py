@@ -199,7 +199,7 @@ def test_past_edits_are_as_many_as_asked_and_go_away(setting: Setting) -> None:
     edits.edit(setting, records[1], hparams)
     assert getattr(setting.model, STATE) is sequence  # the sequence went on
     assert sequence.count == 301
-    for layers in sequence.past.values():
+    for layers in sequence.held.past.values():
         for rows in (r for layer in layers for r in (layer.keys, layer.values, layer.score_keys)):
             assert rows.count == 301
             assert rows.filled.isfinite().all()
