@@ -148,6 +148,7 @@ VARIANTS = {
         "no more protection than in training, nothing louder",
         {"protection": 1.0, "margin": 1.0, "margin_decay": 0.0},
     ),
+    "no rehearsal": Variant("no edit is asked again", {"rehearsed": 0}),
     "lambda / 4": Variant("what should be left alone weighs less", change=weighed(0.25)),
     "lambda * 4": Variant("and more", change=weighed(4.0)),
     "no decay": Variant("the margin of a single edit, however many", {"margin_decay": 0.0}),

@@ -147,6 +147,6 @@ def test_a_network_trained_here_edits_with_the_editing_settings_named(
     settings = {"training": "TRAINING/DAFNet/smollm2-135m-strong", "max_iters": 7}
     plain = DAFNet(workbench(tmp_path), settings)
     strong = DAFNet(workbench(tmp_path), settings | {"hparams": "DAFNet/smollm2-135m-strong"})
-    assert (plain.hparams.margin, strong.hparams.margin) == (1.0, 3.2)
+    assert (plain.hparams.margin, strong.hparams.margin) == (1.0, 4.0)
     assert plain.hparams.archive == strong.hparams.archive != "smollm2-135m-strong"
     assert strong.training is not None and strong.training.max_iters == 7
