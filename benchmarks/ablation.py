@@ -130,7 +130,7 @@ def without_memory(dafnet: DAFNet, _: Moments) -> None:
 
 VARIANTS = {
     "as shipped": Variant("the preset"),
-    "proposals alone": Variant("what the networks say is not improved", {"value_steps": 0}),
+    "proposals alone": Variant("no steps from what the networks say", {"value_steps": 0}),
     "no proposals": Variant("the same steps, from nothing", change=without_proposals),
     "no proposals, 25 steps": Variant(
         "as many steps as ROME and MEMIT take", {"value_steps": 25}, without_proposals
@@ -143,7 +143,7 @@ VARIANTS = {
         change=with_moments(lambda s, m: [s.keys[m].T @ s.keys[m]]),
     ),
     "no moments": Variant("M = 1", change=with_moments(lambda s, m: [])),
-    "no memory": Variant("a sum of edits made one by one", change=without_memory),
+    "no memory": Variant("a sum of edits made one by one", {"rehearsed": 0}, without_memory),
     "as trained": Variant(
         "no more protection than in training, nothing louder",
         {"protection": 1.0, "margin": 1.0, "margin_decay": 0.0},

@@ -324,8 +324,8 @@ class DAFNetHyperParams(_Settings):
     go on from what the networks propose, see `values.improved`. protection: how much more than in
     training inputs that are to be left alone weigh. margin, margin_facts, margin_decay: what the
     values of n facts are multiplied by, see `least_squares.Overshoot`. rehearsed, rehearsal_rate:
-    how many earlier edits are asked again beside each new one, and the size of the step that puts
-    them right, see `rehearsal`; 0 asks none, the new one neither.
+    how many earlier edits are asked again beside each new one, and the size, in each component of
+    a value, of the step that puts them right, see `rehearsal`; 0 asks none, the new one neither.
     """
 
     alg_name: str = "DAFNet"

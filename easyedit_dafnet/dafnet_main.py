@@ -25,7 +25,7 @@ LOG = logging.getLogger(__name__)
 STATE = "_dafnet_sequence"  # attribute of the edited model
 
 # Requests that go through the networks together. Any split gives the same change; this one
-# bounds the memory of the signals.
+# bounds the memory of the signals. Where each edit is followed by a rehearsal fewer are as fast.
 REQUESTS_AT_ONCE = 64
 
 
@@ -65,8 +65,10 @@ class EditSequence:
         if dafnet.least_squares is not None:
             overshoot = Overshoot(hparams.margin, hparams.margin_facts, hparams.margin_decay)
             written = dafnet.least_squares.nothing_written(hparams.protection, overshoot)
-        past = dafnet.new_past(getattr(torch, hparams.past_dtype))
-        self.held = Held(changes, past, written, Rehearsal())
+        rehearsed = hparams.rehearsed if dafnet.least_squares is not None else 0
+        dtype = getattr(torch, hparams.past_dtype)
+        rehearsal = Rehearsal(rehearsed, hparams.rehearsal_rate, dtype)
+        self.held = Held(changes, dafnet.new_past(dtype), written, rehearsal)
 
     @property
     def bytes_per_edit(self) -> int:
@@ -145,7 +147,7 @@ class EditSequence:
         numbers = prompt_numbers(batch).to(dafnet.device)
         one = torch.ones((), device=dafnet.device)
         # Edits that are followed by a rehearsal are written one by one, so that any split agrees.
-        together = 1 if hparams.rehearsed else len(batch)
+        together = 1 if held.rehearsal.earlier else len(batch)
         for start in range(0, len(batch), together):
             rows = slice(start, start + together)
             key = [k[rows] for k in keys]
@@ -158,30 +160,19 @@ class EditSequence:
                 key, [v[rows] for v in values], numbers[rows], written, before
             )
             changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
-            if hparams.rehearsed:
-                kept_as = getattr(torch, hparams.past_dtype)
-                texts, key = held.rehearsal.turn(batch[rows], key, hparams.rehearsed, kept_as)
-                lacking = self._lacking(model, texts, changes, written, hparams)
-                steps = written.corrections(key, [v.to(dafnet.device) for v in lacking])
+            if held.rehearsal.earlier:
+                texts, key = held.rehearsal.turn(batch[rows], key)
+                nothing = [v.new_zeros(len(texts), v.shape[1]) for v in values]
+                weights = {
+                    name: self._value(name, change, model.get_parameter(name), written)
+                    for name, change in changes.items()
+                }
+                lacking = improved(
+                    model, self.modules, texts, nothing, weights, 1, held.rehearsal.rate, len(texts)
+                )
+                steps = written.corrections(key, lacking)
                 changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
         return replace(held, changes=changes, past=cast(Past, past), written=written)
-
-    def _lacking(
-        self,
-        model: Any,
-        texts: TokenBatch,
-        changes: Mapping[str, Tensor],
-        written: Written,
-        hparams: DAFNetHyperParams,
-    ) -> list[Tensor]:
-        """What each module should add for n edits that the edited model is asked: [n, d_out]."""
-        weights = {
-            name: self._value(name, change, model.get_parameter(name), written)
-            for name, change in changes.items()
-        }
-        nothing = [torch.zeros(len(texts), module.d_out) for module in self.modules]
-        rate = hparams.rehearsal_rate
-        return improved(model, self.modules, texts, nothing, weights, 1, rate, len(texts))
 
     def extend(
         self, model: Any, dafnet: DAFNet, batch: TokenBatch, hparams: DAFNetHyperParams
@@ -190,10 +181,10 @@ class EditSequence:
 
         Nothing changes, in the sequence or the model, unless all of it has succeeded.
         """
-        together = hparams.signal_batch_size if hparams.rehearsed else REQUESTS_AT_ONCE
+        held = replace(self.held, rehearsal=self.held.rehearsal.copy())
+        together = hparams.signal_batch_size if held.rehearsal.earlier else REQUESTS_AT_ONCE
         if dafnet.fusion_order == "released":
             together = len(batch)
-        held = replace(self.held, rehearsal=self.held.rehearsal.copy())
         groups = batch.split(together)
         for group in tqdm(groups, desc="DAFNet edits", disable=len(groups) < 3):
             held = self._fused(model, dafnet, group, hparams, held)
@@ -211,12 +202,13 @@ class EditSequence:
             for name, change in held.changes.items():
                 parameter = model.get_parameter(name)
                 parameter.copy_(self._value(name, change, parameter, held.written))
-        LOG.debug(
-            "%d edits held: %.1f MB, and %.1f kB an edit",
-            self.count,
-            self.constant_bytes / 1e6,
-            self.bytes_per_edit / 1e3,
-        )
+        if LOG.isEnabledFor(logging.DEBUG):  # adding up what is kept takes time
+            LOG.debug(
+                "%d edits held: %.1f MB, and %.1f kB an edit",
+                self.count,
+                self.constant_bytes / 1e6,
+                self.bytes_per_edit / 1e3,
+            )
 
 
 def _sequence(model: Any, dafnet: DAFNet, hparams: DAFNetHyperParams) -> EditSequence:

@@ -84,10 +84,12 @@ class Written:
         """Two factors a module of what changes when edits that are written get further values.
 
         keys [n, d_in]; values [n, d_out], as they are to count with the margin. Of all edits so far
-        dW = S Kᵀ V, so it is S Kᵀ times what is added to V. What S knows stays the same.
+        dW = S Kᵀ V (unless a subject was edited again, of which S has forgotten a part), so it is
+        S Kᵀ times what is added to V. What S knows stays the same.
         """
+        margin = self.margin
         return [
-            (key @ inverse, value / self.margin)
+            (key @ inverse, value / margin)
             for key, value, inverse in zip(keys, values, self.inverses, strict=True)
         ]
 

@@ -2,14 +2,15 @@
 
 An edit's value is found on the unedited model, where no other edit disturbs it. The more edits
 there are, the more they disturb each other. So beside each new edit the model is asked a few of the
-earlier ones, those first that were not asked for the longest time, and what they still lack is
-added to their values. The cost of an edit does not depend on how many there were.
+earlier ones, those first that were not asked for the longest time. Whichever does not say its
+target gets a step towards it added to its value, of one size whatever it lacks. How many are asked
+does not depend on how many edits there were.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import torch
@@ -33,29 +34,34 @@ class Kept:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The edits of a sequence by the number of their prompt, asked the longest ago first."""
+    """The edits of a sequence by the number of their prompt, asked the longest ago first.
 
+    earlier: how many are asked beside each new one; without any, none is kept. rate: the size of a
+    step in each component of a value. dtype: of the keys that are kept.
+    """
+
+    earlier: int
+    rate: float = 0.3
+    dtype: torch.dtype = torch.float32
     edits: dict[int, Kept] = field(default_factory=dict)
 
     def copy(self) -> Rehearsal:
-        return Rehearsal(dict(self.edits))
+        return replace(self, edits=dict(self.edits))
 
     @property
     def bytes(self) -> int:
         return sum(edit.bytes for edit in self.edits.values())
 
-    def turn(
-        self, text: TokenBatch, keys: Sequence[Tensor], earlier: int, dtype: torch.dtype
-    ) -> tuple[TokenBatch, list[Tensor]]:
-        """Up to `earlier` edits whose turn it is, and the new one; all wait for their next turn.
+    def turn(self, text: TokenBatch, keys: Sequence[Tensor]) -> tuple[TokenBatch, list[Tensor]]:
+        """The edits whose turn it is, and the new one; all wait for their next turn.
 
         The new edit, of text [1, length] and keys [1, d_in], takes the place of one with the same
-        prompt. dtype: of the keys that are kept. Returns texts [n, length] and keys [n, d_in].
+        prompt. Returns texts [n, length] and keys [n, d_in].
         """
         (number,) = prompt_numbers(text).tolist()
         self.edits.pop(number, None)
-        due = {number: self.edits.pop(number) for number in list(islice(self.edits, earlier))}
-        due[number] = Kept(text, [key.to(dtype) for key in keys])
+        due = {number: self.edits.pop(number) for number in list(islice(self.edits, self.earlier))}
+        due[number] = Kept(text, [key.to(self.dtype) for key in keys])
         self.edits.update(due)
         asked = due.values()
         at_modules = zip(*(edit.keys for edit in asked), strict=True)

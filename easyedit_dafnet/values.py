@@ -2,7 +2,8 @@
 
 The networks propose for each edit and module a value, which the module is to add to its output at
 the subject's last token. A few steps of descent on the edit's own loss then make sure that the
-target is said. They see the unedited model, so the order of edits does not matter.
+target is said. They see the unedited model, so the order of edits does not matter; a rehearsal asks
+the edited one.
 """
 
 from __future__ import annotations
@@ -30,15 +31,15 @@ def improved(
     modules: Sequence[EditedModule],
     batch: TokenBatch,
     values: Sequence[Tensor],
-    originals: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
     steps: int,
     rate: float,
     batch_size: int = 8,
 ) -> list[Tensor]:
     """Values [n, d_out], one a module, after at most `steps` of Adam at `rate`.
 
-    originals: the unedited parameters by name. `batch_size` edits pass the model together; one that
-    is made moves no further.
+    parameters: by name, in place of the model's own. `batch_size` edits pass the model together;
+    one that is made moves no further.
     """
     device = next(model.parameters()).device
     parts = []
@@ -49,7 +50,7 @@ def improved(
         optimizer = torch.optim.Adam(tensors, lr=rate, betas=BETAS)
         for _ in range(steps):
             with inference_mode_of(model), torch.enable_grad():
-                losses = _losses(model, modules, part, tensors, originals)
+                losses = _losses(model, modules, part, tensors, parameters)
                 going = losses.detach() > ENOUGH
                 if not going.any():
                     break
@@ -73,7 +74,7 @@ def _losses(
     modules: Sequence[EditedModule],
     batch: TokenBatch,
     values: Sequence[Tensor],
-    originals: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
 ) -> Tensor:
     """[n], mean negative log likelihood per target token, with the values written."""
     assert batch.at is not None
@@ -91,7 +92,7 @@ def _losses(
         for module, value in zip(modules, values, strict=True):
             handle = model.get_submodule(module.name).register_forward_hook(adding(value))
             stack.callback(handle.remove)
-        logits = target_logits(model, batch, originals).float()
+        logits = target_logits(model, batch, parameters).float()
     labels = batch.labels[batch.targets].to(logits.device)
     each = F.cross_entropy(logits, labels, reduction="none")
     owner = batch.targets.nonzero()[:, 0].to(logits.device)

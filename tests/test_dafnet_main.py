@@ -317,9 +317,7 @@ def test_any_split_of_a_solved_sequence_gives_the_same_change(
 ) -> None:
     whole, parts = solved.model(), solved.model()
     before = snapshot(whole)
-    hparams = solved.hparams(
-        margin=3.0, margin_decay=decay, protection=4.0, rehearsed=rehearsed, rehearsal_rate=0.01
-    )
+    hparams = solved.hparams(margin=3.0, margin_decay=decay, protection=4.0, rehearsed=rehearsed)
     apply_dafnet_to_model(whole, solved.tok, REQUESTS, hparams)
     start = 0
     for size in split:
@@ -387,12 +385,27 @@ def test_a_rehearsal_is_part_of_what_a_sequence_keeps(solved: Subject) -> None:
     assert not getattr(plain, STATE).held.rehearsal.edits
 
 
+def test_a_sequence_goes_on_rehearsing_as_it_began(solved: Subject) -> None:
+    """Else a fact that was edited again meanwhile would be asked with its former target."""
+    first, other = REQUESTS[0], {**REQUESTS[0], "target_new": "Oslo"}
+    began, model = solved.hparams(rehearsed=4, past_dtype="bfloat16"), solved.model()
+    apply_dafnet_to_model(model, solved.tok, [first], began)
+    apply_dafnet_to_model(model, solved.tok, [other], solved.hparams(rehearsed=0))
+    apply_dafnet_to_model(model, solved.tok, REQUESTS[1:2], solved.hparams(rehearsed=1))
+    same = solved.model()
+    for request in (first, other, REQUESTS[1]):
+        apply_dafnet_to_model(same, solved.tok, [request], began)
+    assert not changes(model, snapshot(same))
+    asked = [kept.text for kept in getattr(model, STATE).held.rehearsal.edits.values()]
+    assert asked[0].labels.max() == solved.tok(" Oslo")["input_ids"][0]
+
+
 def test_a_rehearsal_that_fails_changes_nothing(
     solved: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, hparams = solved.model(), solved.hparams(rehearsed=2)
     apply_dafnet_to_model(model, solved.tok, REQUESTS[:2], hparams)
-    held, before = dict(getattr(model, STATE).held.rehearsal.edits), snapshot(model)
+    held, before = list(getattr(model, STATE).held.rehearsal.edits.items()), snapshot(model)
 
     def failing(*_: Any) -> None:
         raise RuntimeError("no memory")
@@ -401,7 +414,7 @@ def test_a_rehearsal_that_fails_changes_nothing(
     with pytest.raises(RuntimeError, match="no memory"):
         apply_dafnet_to_model(model, solved.tok, REQUESTS[2:], hparams)
     assert not changes(model, before)
-    assert getattr(model, STATE).held.rehearsal.edits == held
+    assert list(getattr(model, STATE).held.rehearsal.edits.items()) == held
     assert getattr(model, STATE).count == 2
 
 

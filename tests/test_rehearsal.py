@@ -15,38 +15,36 @@ def edit(prompt: int, target: int, length: int = 3) -> tuple[TokenBatch, list[Te
     return text, [torch.full([1, 4], prompt + 0.1), torch.full([1, 2], -prompt - 0.1)]
 
 
-def asked(rehearsal: Rehearsal, *of: int, earlier: int = 2) -> list[int]:
-    """The prompts that are asked beside the new edit."""
-    text, keys = edit(*of)
-    texts, old = rehearsal.turn(text, keys, earlier, torch.float32)
+def asked(rehearsal: Rehearsal, *of: int) -> list[int]:
+    """The prompts that are asked, the new edit's last."""
+    texts, old = rehearsal.turn(*edit(*of))
     assert [round(k[0].item()) for k in old[0]] == texts.input_ids[:, 0].tolist()
     assert [round(-k[0].item()) for k in old[1]] == texts.input_ids[:, 0].tolist()
     return texts.input_ids[:, 0].tolist()
 
 
 def test_those_not_asked_for_the_longest_come_first_and_the_new_one_last() -> None:
-    rehearsal = Rehearsal()
+    rehearsal = Rehearsal(2)
     assert asked(rehearsal, 1, 50) == [1]
     assert asked(rehearsal, 2, 50) == [1, 2]
     assert asked(rehearsal, 3, 50) == [1, 2, 3]
     assert asked(rehearsal, 4, 50) == [1, 2, 4]
     assert asked(rehearsal, 5, 50) == [3, 1, 5]
-    assert asked(rehearsal, 6, 50, earlier=0) == [6]
-    assert len(rehearsal.edits) == 6
+    assert len(rehearsal.edits) == 5
 
 
 def test_an_edit_of_the_same_prompt_takes_the_place_of_the_former_one() -> None:
-    rehearsal = Rehearsal()
+    rehearsal = Rehearsal(5)
     for of in ((1, 50), (2, 50), (1, 60)):
         asked(rehearsal, *of)
-    texts, _ = rehearsal.turn(*edit(3, 50), earlier=5, dtype=torch.float32)
+    texts, _ = rehearsal.turn(*edit(3, 50))
     assert texts.input_ids[:, [0, -1]].tolist() == [[2, 50], [1, 60], [3, 50]]
 
 
 def test_texts_of_several_lengths_are_padded() -> None:
-    rehearsal = Rehearsal()
-    rehearsal.turn(*edit(1, 50, 5), earlier=0, dtype=torch.float32)
-    texts, _ = rehearsal.turn(*edit(2, 60, 2), earlier=1, dtype=torch.float32)
+    rehearsal = Rehearsal(1)
+    rehearsal.turn(*edit(1, 50, 5))
+    texts, _ = rehearsal.turn(*edit(2, 60, 2))
     assert texts.input_ids.tolist() == [[1, 1, 1, 1, 1, 50], [2, 2, 60, 0, 0, 0]]
     assert texts.attention_mask.sum(1).tolist() == [6, 3]
     assert texts.targets.nonzero().tolist() == [[0, 4], [1, 1]]
@@ -54,17 +52,17 @@ def test_texts_of_several_lengths_are_padded() -> None:
 
 
 def test_a_copy_leaves_the_original_alone() -> None:
-    rehearsal = Rehearsal()
+    rehearsal = Rehearsal(1)
     asked(rehearsal, 1, 50)
     asked(rehearsal.copy(), 2, 50)
     assert len(rehearsal.edits) == 1
 
 
 def test_keys_may_be_kept_in_lower_precision() -> None:
-    full, half = Rehearsal(), Rehearsal()
-    for rehearsal, dtype in ((full, torch.float32), (half, torch.bfloat16)):
+    full, half = Rehearsal(1), Rehearsal(1, dtype=torch.bfloat16)
+    for rehearsal in (full, half):
         text, keys = edit(3, 50)
-        _, old = rehearsal.turn(text, keys, 0, dtype)
+        _, old = rehearsal.turn(text, keys)
         assert all(key.dtype == torch.float32 for key in old)
-        assert (old[0] == keys[0]).all() == (dtype is torch.float32)
+        assert (old[0] == keys[0]).all() == (rehearsal is full)
     assert full.bytes - half.bytes == 6 * 2
