@@ -72,14 +72,11 @@ class EditSequence:
 
     @property
     def bytes_per_edit(self) -> int:
-        """Memory that each edit takes for good: keys, values and score keys, all modules.
-
-        With a rehearsal also what it asks, in the mean.
-        """
+        """Memory that each edit takes for good: keys, values and score keys, all modules."""
         held = self.held
         layers = [layer for network in held.past.values() for layer in network]
         kept = held.written.bytes_per_edit if held.written else 0
-        kept += held.rehearsal.bytes // max(1, self.count)
+        kept += held.rehearsal.bytes_per_edit
         return kept + sum(layer.bytes_per_edit for layer in layers)
 
     @property
@@ -202,13 +199,12 @@ class EditSequence:
             for name, change in held.changes.items():
                 parameter = model.get_parameter(name)
                 parameter.copy_(self._value(name, change, parameter, held.written))
-        if LOG.isEnabledFor(logging.DEBUG):  # adding up what is kept takes time
-            LOG.debug(
-                "%d edits held: %.1f MB, and %.1f kB an edit",
-                self.count,
-                self.constant_bytes / 1e6,
-                self.bytes_per_edit / 1e3,
-            )
+        LOG.debug(
+            "%d edits held: %.1f MB, and %.1f kB an edit",
+            self.count,
+            self.constant_bytes / 1e6,
+            self.bytes_per_edit / 1e3,
+        )
 
 
 def _sequence(model: Any, dafnet: DAFNet, hparams: DAFNetHyperParams) -> EditSequence:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -69,24 +68,9 @@ class TokenBatch:
         )
 
 
-def joined(batches: Sequence[TokenBatch]) -> TokenBatch:
-    """The rows of several batches in one, padded to the longest. All say `at`, or none does."""
-    length = max(batch.input_ids.shape[1] for batch in batches)
+def padded(ids: list[list[int]], labels: list[list[int]]) -> TokenBatch:
+    """Texts given as lists of their tokens and labels."""
 
-    def stack(name: str, value: int) -> Tensor:
-        rows = [getattr(batch, name) for batch in batches]
-        return torch.cat([F.pad(row, (0, length - row.shape[1]), value=value) for row in rows])
-
-    places = [batch.at for batch in batches if batch.at is not None]
-    return TokenBatch(
-        stack("input_ids", 0),
-        stack("attention_mask", 0),
-        stack("labels", IGNORE),
-        torch.cat(places) if places else None,
-    )
-
-
-def _pad(ids: list[list[int]], labels: list[list[int]]) -> TokenBatch:
     def stack(rows: list[list[int]], value: int) -> Tensor:
         return pad_sequence([torch.tensor(row) for row in rows], True, value)
 
@@ -124,7 +108,7 @@ def encode_targets(
             )
         ids.append(whole)
         labels.append([IGNORE] * (start - 1) + whole[start:] + [IGNORE])
-    return _pad(ids, labels)
+    return padded(ids, labels)
 
 
 # Words that may stand inside a name, and capitalised ones that questions begin with.
@@ -186,7 +170,7 @@ def encode_passages(
         skip = len(following) - int(len(following) * fraction)
         ids.append(tokens)
         labels.append([IGNORE] * skip + following[skip:] + [IGNORE])
-    return _pad(ids, labels)
+    return padded(ids, labels)
 
 
 def check_requests(requests: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

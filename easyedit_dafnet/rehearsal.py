@@ -16,41 +16,45 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from .records import TokenBatch, joined, prompt_numbers
+from .networks import Rows
+from .records import TokenBatch, padded, prompt_numbers
+
+ROOM = 64  # edits that there is room for at first
 
 
 @dataclass(frozen=True)
 class Kept:
-    """An edit to be asked again: its text [1, length], and its key [1, d_in] at each module."""
+    """An edit to be asked again: its tokens and labels, where it is written, its keys' row."""
 
-    text: TokenBatch
-    keys: list[Tensor]
-
-    @property
-    def bytes(self) -> int:
-        tensors = [t for t in vars(self.text).values() if t is not None]
-        return sum(t.numel() * t.element_size() for t in [*tensors, *self.keys])
+    ids: list[int]
+    labels: list[int]
+    at: int
+    row: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Rehearsal:
     """The edits of a sequence by the number of their prompt, asked the longest ago first.
 
     earlier: how many are asked beside each new one; without any, none is kept. rate: the size of a
-    step in each component of a value. dtype: of the keys that are kept.
+    step in each component of a value. dtype: of the keys that are kept. keys: [1, 1, p, d_in], one
+    a module, in one buffer: small tensors, one an edit, would keep the heap from being used again.
     """
 
     earlier: int
     rate: float = 0.3
     dtype: torch.dtype = torch.float32
     edits: dict[int, Kept] = field(default_factory=dict)
+    keys: list[Rows] = field(default_factory=list)
 
     def copy(self) -> Rehearsal:
+        """One that can be gone on with, while this one stays valid until it is gone on with."""
         return replace(self, edits=dict(self.edits))
 
     @property
-    def bytes(self) -> int:
-        return sum(edit.bytes for edit in self.edits.values())
+    def bytes_per_edit(self) -> int:
+        """Memory of an edit's keys; its tokens take little beside them."""
+        return sum(rows.bytes_per_edit for rows in self.keys)
 
     def turn(self, text: TokenBatch, keys: Sequence[Tensor]) -> tuple[TokenBatch, list[Tensor]]:
         """The edits whose turn it is, and the new one; all wait for their next turn.
@@ -58,11 +62,23 @@ class Rehearsal:
         The new edit, of text [1, length] and keys [1, d_in], takes the place of one with the same
         prompt. Returns texts [n, length] and keys [n, d_in].
         """
+        assert text.at is not None
+        if not self.keys:
+            buffers = [key.new_empty(1, 1, ROOM, key.shape[1], dtype=self.dtype) for key in keys]
+            self.keys = [Rows(buffer, 0) for buffer in buffers]
         (number,) = prompt_numbers(text).tolist()
+        length, row = int(text.attention_mask.sum()), self.keys[0].count
+        ids, labels = (t[0, :length].tolist() for t in (text.input_ids, text.labels))
         self.edits.pop(number, None)
-        due = {number: self.edits.pop(number) for number in list(islice(self.edits, self.earlier))}
-        due[number] = Kept(text, [key.to(self.dtype) for key in keys])
+        due = {n: self.edits.pop(n) for n in list(islice(self.edits, self.earlier))}
+        due[number] = Kept(ids, labels, int(text.at), row)
         self.edits.update(due)
-        asked = due.values()
-        at_modules = zip(*(edit.keys for edit in asked), strict=True)
-        return joined([edit.text for edit in asked]), [torch.cat(k).float() for k in at_modules]
+        self.keys = [
+            rows.append(key[None, None]) for rows, key in zip(self.keys, keys, strict=True)
+        ]
+        asked = list(due.values())
+        texts = padded([edit.ids for edit in asked], [edit.labels for edit in asked])
+        places = [edit.row for edit in asked]
+        return replace(texts, at=torch.tensor([edit.at for edit in asked])), [
+            rows.filled[0, 0, places].float() for rows in self.keys
+        ]

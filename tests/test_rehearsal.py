@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -54,8 +55,16 @@ def test_texts_of_several_lengths_are_padded() -> None:
 def test_a_copy_leaves_the_original_alone() -> None:
     rehearsal = Rehearsal(1)
     asked(rehearsal, 1, 50)
-    asked(rehearsal.copy(), 2, 50)
+    asked(rehearsal.copy(), 2, 50)  # as by a call that fails afterwards
     assert len(rehearsal.edits) == 1
+    assert asked(rehearsal, 3, 50) == [1, 3]
+
+
+def test_there_is_room_for_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("easyedit_dafnet.rehearsal.ROOM", 2)
+    rehearsal = Rehearsal(9)
+    for prompt in range(1, 10):
+        assert asked(rehearsal, prompt, 50) == [*range(1, prompt), prompt]
 
 
 def test_keys_may_be_kept_in_lower_precision() -> None:
@@ -65,4 +74,4 @@ def test_keys_may_be_kept_in_lower_precision() -> None:
         _, old = rehearsal.turn(text, keys)
         assert all(key.dtype == torch.float32 for key in old)
         assert (old[0] == keys[0]).all() == (rehearsal is full)
-    assert full.bytes - half.bytes == 6 * 2
+    assert (full.bytes_per_edit, half.bytes_per_edit) == (6 * 4, 6 * 2)
