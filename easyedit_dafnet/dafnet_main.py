@@ -25,7 +25,8 @@ LOG = logging.getLogger(__name__)
 STATE = "_dafnet_sequence"  # attribute of the edited model
 
 # Requests that go through the networks together. Any split gives the same change; this one
-# bounds the memory of the signals. Where each edit is followed by a rehearsal fewer are as fast.
+# bounds the memory of the signals. Where a rehearsal follows each edit, signal_batch_size go
+# together: so many would take a minute before progress shows.
 REQUESTS_AT_ONCE = 64
 
 
