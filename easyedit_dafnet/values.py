@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .language_model import inference_mode_of, target_logits
 from .records import TokenBatch
-from .signals import EditedModule
+from .signals import LOSS_SCALE, EditedModule
 
 # Mean loss per target token, in nats, at which an edit counts as made.
 ENOUGH = 0.05
@@ -41,7 +41,8 @@ def improved(
     parameters: by name, in place of the model's own. `batch_size` edits pass the model together;
     one that is made moves no further.
     """
-    device = next(model.parameters()).device
+    first = next(model.parameters())
+    device, scale = first.device, LOSS_SCALE.get(first.dtype, 1.0)
     parts = []
     for start in range(0, len(batch) if steps else 0, batch_size):
         rows = slice(start, start + batch_size)
@@ -54,10 +55,10 @@ def improved(
                 going = losses.detach() > ENOUGH
                 if not going.any():
                     break
-                gradients = torch.autograd.grad(losses[going].sum(), tensors)
+                gradients = torch.autograd.grad(scale * losses[going].sum(), tensors)
             before = [t.detach().clone() for t in tensors]
             for tensor, gradient in zip(tensors, gradients, strict=True):
-                tensor.grad = gradient
+                tensor.grad = gradient / scale
             optimizer.step()
             with torch.no_grad():
                 for tensor, old in zip(tensors, before, strict=True):

@@ -81,3 +81,12 @@ def test_the_unedited_weights_are_used_where_given(solved: Subject) -> None:
     found = improved(model, solved.edited, batch, values, originals, 2, 0.1)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_small_gradients_do_not_vanish_in_float16(solved: Subject) -> None:
+    model, batch, values = setting(solved)
+    model = model.half()
+    with torch.no_grad():  # gradients come near the smallest number of float16
+        model.get_output_embeddings().weight.mul_(2**-18)
+    better = improved(model, solved.edited, batch, values, {}, 1, 0.1)
+    assert all((value != 0).all() for value in better)
