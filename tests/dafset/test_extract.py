@@ -159,6 +159,8 @@ def test_what_is_no_item_is_counted(tmp_path: Path) -> None:
         broken[:60],
         "5",
         '{"type": "item", "id": "Q7", "claims": {"P1": [{}]}}',
+        item(10**30, "far too many"),
+        item(8, "about far too many", claims=[claim("P1", 10**30)]),
         {"type": "property", "id": "P31", "labels": names(en="instance of"), "claims": {}},
         {"type": "lexeme", "id": "L1", "lemmas": {}},
         {"entity": "Q3", "redirect": "Q4"},
@@ -168,8 +170,20 @@ def test_what_is_no_item_is_counted(tmp_path: Path) -> None:
     ]
     entities, triples, counts = tables(tmp_path, lines)
     assert [row["id"] for row in entities] == [4] and triples == []
-    assert counts["skipped"] == {"damaged line": 3, "not an item": 2, "redirect": 2}
+    assert counts["skipped"] == {"damaged line": 5, "not an item": 2, "redirect": 2}
     assert counts["items"] == 1
+
+
+def test_an_item_counts_once(tmp_path: Path) -> None:
+    """As it stands first, in the same chunk or another."""
+    lines = [item(1, "first", claims=[claim("P1", 2)]), item(2, "two"), item(2, "too")]
+    lines += [item(1, "later", claims=[claim("P1", 3)])]
+    for chunk in (100, 100_000):
+        (tmp_path / str(chunk)).mkdir()
+        entities, triples, counts = tables(tmp_path / str(chunk), lines, chunk=chunk)
+        assert [(row["id"], row["label"]) for row in entities] == [(1, "first"), (2, "two")]
+        assert triples == [(1, 1, 2)] and counts["items"] == 4
+        assert counts["skipped"] == {"item once more": 2}
 
 
 def test_a_dump_without_entities_gives_empty_tables(tmp_path: Path) -> None:
@@ -185,11 +199,11 @@ SMALL: dict[str, Any] = {"chunk": 20_000, "chunks_per_part": 3, "progress": Fals
 
 @pytest.fixture(scope="module")
 def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """3,000 items, 1.2 MB, some 60 chunks."""
+    """3,000 items, 1.2 MB, some 60 chunks; 500 of them stand in it once more."""
     draw = random.Random(0)
     lines = [
-        item(n, f"item {n}" if n % 3 else "", claims=[claim("P1", draw.randrange(3000))])
-        for n in range(3000)
+        item(n, f"item {n}" if n % 3 else "", claims=[claim("P1", draw.randrange(1, 3000))])
+        for n in (*range(1, 3001), *range(1000, 1500))
     ]
     path = tmp_path_factory.mktemp("dump") / "dump.json.bz2"
     path.write_bytes(bz2.compress(dumped(lines), 1))
@@ -201,7 +215,8 @@ def whole(dump: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tables of an undisturbed run."""
     out = tmp_path_factory.mktemp("whole")
     counts = extract(dump, out, jobs=1, **SMALL)
-    assert counts["items"] == 3000 and counts["entities"] == 2000
+    assert (counts["items"], counts["entities"], counts["triples"]) == (3500, 2000, 3000)
+    assert counts["skipped"] == {"no label": 1166, "item once more": 500}
     assert len(list(out.glob("triples-*.parquet"))) > 10
     return out
 
