@@ -17,7 +17,7 @@ for package in ("orjson", "pyarrow", "rapidgzip"):
 @pytest.fixture
 def dump(tmp_path: Path) -> Path:
     path = tmp_path / "dump.json.bz2"
-    lines = [item(n, f"item {n}", claims=[claim("P1", n + 1)]) for n in range(50)]
+    lines = [item(n, f"item {n}", claims=[claim("P1", n + 1)]) for n in range(1, 51)]
     path.write_bytes(bz2.compress(dumped(lines)))
     return path
 
@@ -40,6 +40,11 @@ def test_all_readers_find_the_same_items(
         assert all(1e6 < r["peak"] < 1.5e9 for r in row["readings"])
     printed = capsys.readouterr().out
     assert "Reading 151 items" in printed and "1 million items and 100 GB" in printed
+
+
+def test_repeated_items_are_items_of_their_own(dump: Path, tmp_path: Path) -> None:
+    text = bz2.decompress(dafset.repeated(dump, 3, tmp_path).read_bytes())
+    assert [entity["id"] for entity in json.loads(text)] == [f"Q{n}" for n in range(1, 152)]
 
 
 def test_what_cannot_be_run_is_said_in_one_line(
