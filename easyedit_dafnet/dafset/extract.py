@@ -137,7 +137,7 @@ def parse(chunk: bytes, language: str) -> Rows:
                 found.skipped[reason] += 1
                 continue
             number = _number(item["id"])
-            entity, (facts, counts) = _entity(item, language), _triples(item)
+            entity, (facts, counts) = _entity(item, number, language), _triples(item, number)
         except (AttributeError, LookupError, TypeError, ValueError):  # not JSON or no entity
             found.skipped["damaged line"] += 1
             continue
@@ -170,7 +170,7 @@ def _not_an_item(entity: Mapping[str, Any]) -> str:
     return "" if entity["type"] == "item" else "not an item"
 
 
-def _entity(item: Mapping[str, Any], language: str) -> tuple[Any, ...] | None:
+def _entity(item: Mapping[str, Any], number: int, language: str) -> tuple[Any, ...] | None:
     """The item's row of `entities`, None where it has no label."""
     languages = (language, _ALL_LANGUAGES)
     labels, descriptions, aliases, links, claims = (
@@ -183,7 +183,7 @@ def _entity(item: Mapping[str, Any], language: str) -> tuple[Any, ...] | None:
     names = [alias["value"] for code in languages for alias in aliases.get(code, ())]
     site = f"{language.replace('-', '_')}wiki"
     return (
-        _number(item["id"]),
+        number,
         label,
         [name for name in dict.fromkeys(names) if name != label],
         descriptions[language]["value"] if language in descriptions else None,
@@ -199,9 +199,8 @@ def _holds(statement: Mapping[str, Any]) -> bool:
     return statement["rank"] != "deprecated" and statement["mainsnak"]["snaktype"] != "novalue"
 
 
-def _triples(item: Mapping[str, Any]) -> tuple[list[tuple[int, int, int]], Counter[str]]:
+def _triples(item: Mapping[str, Any], head: int) -> tuple[list[tuple[int, int, int]], Counter[str]]:
     """The item's rows of `triples`, and why each of its other statements is none."""
-    head = _number(item["id"])
     found: list[tuple[int, int, int]] = []
     skipped: Counter[str] = Counter()
     for relation, statements in (item.get("claims") or {}).items():
