@@ -149,6 +149,7 @@ VARIANTS = {
         {"protection": 1.0, "margin": 1.0, "margin_decay": 0.0},
     ),
     "no rehearsal": Variant("no edit is asked again", {"rehearsed": 0}),
+    "no contexts": Variant("edits are asked by their prompts alone", {"rehearsal_contexts": []}),
     "lambda / 4": Variant("what should be left alone weighs less", change=weighed(0.25)),
     "lambda * 4": Variant("and more", change=weighed(4.0)),
     "no decay": Variant("the margin of a single edit, however many", {"margin_decay": 0.0}),
@@ -168,7 +169,7 @@ def scores_of(
     found: dict[str, list[float]] = {}
     for sequence in sequences:
         held = EditSequence(model, dafnet, hparams)
-        held.extend(model, dafnet, encode_requests(tok, sequence, model, True), hparams)
+        held.extend(model, dafnet, held.encode(tok, sequence, model), hparams)
         with inference_mode_of(model):
             asked = [texts[id(record)] for record in sequence]
             for name, values in sequence_scores(language_model, asked, {}).items():

@@ -304,6 +304,7 @@ OF_LEAST_SQUARES = {
     "margin_decay",
     "margin_facts",
     "protection",
+    "rehearsal_contexts",
     "rehearsal_rate",
     "rehearsed",
     "text",
@@ -326,6 +327,7 @@ class DAFNetHyperParams(_Settings):
     values of n facts are multiplied by, see `least_squares.Overshoot`. rehearsed, rehearsal_rate:
     how many earlier edits are asked again beside each new one, and the size, in each component of
     a value, of the step that puts them right, see `rehearsal`; 0 asks none, the new one neither.
+    rehearsal_contexts: texts, one of which every other time stands before the prompt.
     """
 
     alg_name: str = "DAFNet"
@@ -338,6 +340,7 @@ class DAFNetHyperParams(_Settings):
     margin_decay: float = 0.0
     rehearsed: int = 0
     rehearsal_rate: float = 0.3
+    rehearsal_contexts: list[str] = field(default_factory=list)
 
     NAME_KEY: ClassVar[str] = "alg_name"
     NAME: ClassVar[str] = "DAFNet"

@@ -16,7 +16,7 @@ from .checkpoint import dafnet_for, warn_if_other_model
 from .dafnet import DAFNet, Past, Update
 from .dafnet_hparams import DAFNetHyperParams
 from .least_squares import Overshoot, Written
-from .records import TokenBatch, encode_requests, prompt_numbers
+from .records import TokenBatch, check_requests, encode_requests, in_context, prompt_numbers
 from .rehearsal import Rehearsal
 from .signals import EditedModule, edit_signals
 from .values import improved
@@ -68,7 +68,8 @@ class EditSequence:
             written = dafnet.least_squares.nothing_written(hparams.protection, overshoot)
         rehearsed = hparams.rehearsed if dafnet.least_squares is not None else 0
         dtype = getattr(torch, hparams.past_dtype)
-        rehearsal = Rehearsal(rehearsed, hparams.rehearsal_rate, dtype)
+        contexts = tuple(hparams.rehearsal_contexts) if rehearsed else ()
+        rehearsal = Rehearsal(rehearsed, hparams.rehearsal_rate, contexts, dtype)
         self.held = Held(changes, dafnet.new_past(dtype), written, rehearsal)
 
     @property
@@ -125,10 +126,15 @@ class EditSequence:
         return fresh
 
     def _fused(
-        self, model: Any, dafnet: DAFNet, batch: TokenBatch, hparams: DAFNetHyperParams, held: Held
+        self,
+        model: Any,
+        dafnet: DAFNet,
+        batches: Sequence[TokenBatch],
+        hparams: DAFNetHyperParams,
+        held: Held,
     ) -> Held:
         """What is held after the batch's edits; `held` stays as it is, but for its rehearsal."""
-        size = hparams.signal_batch_size
+        batch, size = batches[0], hparams.signal_batch_size
         signals = edit_signals(model, self.modules, batch, self.originals, size)
         solver, written, changes = dafnet.least_squares, held.written, held.changes
         if solver is None or written is None:
@@ -159,7 +165,7 @@ class EditSequence:
             )
             changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
             if held.rehearsal.earlier:
-                texts, key = held.rehearsal.turn(batch[rows], key)
+                texts, key = held.rehearsal.turn([b[rows] for b in batches], key)
                 nothing = [v.new_zeros(len(texts), v.shape[1]) for v in values]
                 weights = {
                     name: self._value(name, change, model.get_parameter(name), written)
@@ -172,18 +178,28 @@ class EditSequence:
                 changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
         return replace(held, changes=changes, past=cast(Past, past), written=written)
 
+    def encode(
+        self, tok: Any, requests: Sequence[Mapping[str, Any]], model: Any
+    ) -> list[TokenBatch]:
+        """The requests, as they are and after each context of the rehearsal."""
+        solved = self.held.written is not None
+        texts = [requests]
+        for context in self.held.rehearsal.contexts:
+            texts.append([in_context(request, context) for request in requests])
+        return [encode_requests(tok, part, model, solved) for part in texts]
+
     def extend(
-        self, model: Any, dafnet: DAFNet, batch: TokenBatch, hparams: DAFNetHyperParams
+        self, model: Any, dafnet: DAFNet, batches: Sequence[TokenBatch], hparams: DAFNetHyperParams
     ) -> None:
-        """Add the batch's edits to the sequence and write the weights.
+        """Add edits, given as `encode` has them, to the sequence and write the weights.
 
         Nothing changes, in the sequence or the model, unless all of it has succeeded.
         """
         held = replace(self.held, rehearsal=self.held.rehearsal.copy())
         together = hparams.signal_batch_size if held.rehearsal.earlier else REQUESTS_AT_ONCE
         if dafnet.fusion_order == "released":
-            together = len(batch)
-        groups = batch.split(together)
+            together = len(batches[0])
+        groups = list(zip(*(batch.split(together) for batch in batches), strict=True))
         for group in tqdm(groups, desc="DAFNet edits", disable=len(groups) < 3):
             held = self._fused(model, dafnet, group, hparams, held)
         for name, change in held.changes.items():
@@ -195,7 +211,7 @@ class EditSequence:
                     "the archive and the request."
                 )
         self.held = held
-        self.count += len(batch)
+        self.count += len(batches[0])
         with torch.no_grad():
             for name, change in held.changes.items():
                 parameter = model.get_parameter(name)
@@ -253,12 +269,12 @@ def apply_dafnet_to_model(
     Raises RequestError, SettingsError, CheckpointError or FloatingPointError before any weight
     has changed.
     """
-    batch = encode_requests(tok, requests, model, hparams.fusion == "least_squares")
+    requests = check_requests(requests)
     dafnet = dafnet_for(model, hparams)
     if copy:
         model = deepcopy(model)
     sequence = _sequence(model, dafnet, hparams)
-    sequence.extend(model, dafnet, batch, hparams)
+    sequence.extend(model, dafnet, sequence.encode(tok, requests, model), hparams)
     setattr(model, STATE, sequence)
     originals = {k: v.clone() for k, v in sequence.originals.items()} if return_orig_weights else {}
     return model, originals

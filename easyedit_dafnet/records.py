@@ -201,6 +201,14 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config, "max_position_embeddings", None)
 
 
+def in_context(request: Mapping[str, Any], context: str) -> dict[str, Any]:
+    """The request with its prompt after a text, and with a subject: none is guessed in the text."""
+    subject = request.get("subject")
+    if subject is None:
+        subject = guess_subject(request["prompt"])
+    return {**request, "prompt": f"{context} {request['prompt']}", "subject": subject}
+
+
 def encode_requests(
     tok: Any, requests: Iterable[Mapping[str, Any]], model: Any, at_subject: bool = False
 ) -> TokenBatch:

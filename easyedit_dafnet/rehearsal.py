@@ -5,6 +5,9 @@ there are, the more they disturb each other. So beside each new edit the model i
 earlier ones, those first that were not asked for the longest time. Whichever does not say its
 target gets a step towards it added to its value, of one size whatever it lacks. How many are asked
 does not depend on how many edits there were.
+
+Every other time an edit is asked after a sentence that has nothing to do with it, and its value is
+put right for that too: a fact that holds only by its very words becomes louder, and no other.
 """
 
 from __future__ import annotations
@@ -23,13 +26,36 @@ ROOM = 64  # edits that there is room for at first
 
 
 @dataclass(frozen=True)
-class Kept:
-    """An edit to be asked again: its tokens and labels, where it is written, its keys' row."""
+class Form:
+    """One way to ask an edit: its tokens and labels, and where it is written."""
 
     ids: list[int]
     labels: list[int]
     at: int
+
+    @classmethod
+    def of(cls, text: TokenBatch) -> Form:
+        """text: [1, length]"""
+        assert text.at is not None
+        length = int(text.attention_mask.sum())
+        return cls(
+            text.input_ids[0, :length].tolist(), text.labels[0, :length].tolist(), int(text.at)
+        )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An edit to be asked again: its forms, its keys' row, and how often it was asked."""
+
+    forms: list[Form]
     row: int
+    asked: int = 0
+
+    @property
+    def form(self) -> Form:
+        """The one whose turn it is: the prompt alone every other time."""
+        turn, after = divmod(self.asked, 2)
+        return self.forms[1 + turn % (len(self.forms) - 1) if after and self.forms[1:] else 0]
 
 
 @dataclass
@@ -37,12 +63,14 @@ class Rehearsal:
     """The edits of a sequence by the number of their prompt, asked the longest ago first.
 
     earlier: how many are asked beside each new one; without any, none is kept. rate: the size of a
-    step in each component of a value. dtype: of the keys that are kept. keys: [1, 1, p, d_in], one
-    a module, in one buffer: small tensors, one an edit, would keep the heap from being used again.
+    step in each component of a value. contexts: what they are asked after every other time.
+    dtype: of the keys that are kept. keys: [1, 1, p, d_in], one a module, in one buffer:
+    small tensors, one an edit, would keep the heap from being used again.
     """
 
     earlier: int
     rate: float = 0.3
+    contexts: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32
     edits: dict[int, Kept] = field(default_factory=dict)
     keys: list[Rows] = field(default_factory=list)
@@ -56,29 +84,28 @@ class Rehearsal:
         """Memory of an edit's keys; its tokens take little beside them."""
         return sum(rows.bytes_per_edit for rows in self.keys)
 
-    def turn(self, text: TokenBatch, keys: Sequence[Tensor]) -> tuple[TokenBatch, list[Tensor]]:
+    def turn(
+        self, texts: Sequence[TokenBatch], keys: Sequence[Tensor]
+    ) -> tuple[TokenBatch, list[Tensor]]:
         """The edits whose turn it is, and the new one; all wait for their next turn.
 
-        The new edit, of text [1, length] and keys [1, d_in], takes the place of one with the same
-        prompt. Returns texts [n, length] and keys [n, d_in].
+        The new edit, of texts [1, length], alone and after each context, and keys [1, d_in], takes
+        the place of one with the same prompt. Returns texts [n, length] and keys [n, d_in].
         """
-        assert text.at is not None
         if not self.keys:
             buffers = [key.new_empty(1, 1, ROOM, key.shape[1], dtype=self.dtype) for key in keys]
             self.keys = [Rows(buffer, 0) for buffer in buffers]
-        (number,) = prompt_numbers(text).tolist()
-        length, row = int(text.attention_mask.sum()), self.keys[0].count
-        ids, labels = (t[0, :length].tolist() for t in (text.input_ids, text.labels))
+        (number,) = prompt_numbers(texts[0]).tolist()
         self.edits.pop(number, None)
         due = {n: self.edits.pop(n) for n in list(islice(self.edits, self.earlier))}
-        due[number] = Kept(ids, labels, int(text.at), row)
-        self.edits.update(due)
+        due[number] = Kept([Form.of(text) for text in texts], self.keys[0].count)
+        self.edits |= {n: replace(edit, asked=edit.asked + 1) for n, edit in due.items()}
         self.keys = [
             rows.append(key[None, None]) for rows, key in zip(self.keys, keys, strict=True)
         ]
-        asked = list(due.values())
-        texts = padded([edit.ids for edit in asked], [edit.labels for edit in asked])
-        places = [edit.row for edit in asked]
-        return replace(texts, at=torch.tensor([edit.at for edit in asked])), [
+        forms = [edit.form for edit in due.values()]
+        asked = padded([form.ids for form in forms], [form.labels for form in forms])
+        places = [edit.row for edit in due.values()]
+        return replace(asked, at=torch.tensor([form.at for form in forms])), [
             rows.filled[0, 0, places].float() for rows in self.keys
         ]

@@ -311,13 +311,19 @@ def test_settings_that_do_not_fit_are_refused_in_one_sentence(
 
 
 @pytest.mark.parametrize("split", [[1] * 7, [3, 4], [2, 4, 1]])
-@pytest.mark.parametrize(("decay", "rehearsed"), [(0.0, 0), (0.5, 0), (0.5, 2)])
+@pytest.mark.parametrize(
+    ("decay", "rehearsed", "contexts"),
+    [(0.0, 0, []), (0.5, 0, []), (0.5, 2, []), (0.5, 2, ["It was late.", "So it goes."])],
+)
 def test_any_split_of_a_solved_sequence_gives_the_same_change(
-    solved: Subject, split: list[int], decay: float, rehearsed: int
+    solved: Subject, split: list[int], decay: float, rehearsed: int, contexts: list[str]
 ) -> None:
     whole, parts = solved.model(), solved.model()
     before = snapshot(whole)
-    hparams = solved.hparams(margin=3.0, margin_decay=decay, protection=4.0, rehearsed=rehearsed)
+    hparams = solved.hparams(
+        margin=3.0, margin_decay=decay, protection=4.0,
+        rehearsed=rehearsed, rehearsal_contexts=contexts,
+    )  # fmt: skip
     apply_dafnet_to_model(whole, solved.tok, REQUESTS, hparams)
     start = 0
     for size in split:
@@ -370,6 +376,21 @@ def test_rehearsed_edits_hold_better(solved: Subject) -> None:
     assert lost[6] < lost[2] < lost[0]
 
 
+def test_edits_are_asked_again_after_the_contexts(solved: Subject) -> None:
+    alone, after = solved.model(), solved.model()
+    before, contexts = snapshot(alone), ["It was late.", "So it goes."]
+    edit_one_by_one(alone, solved, solved.hparams(rehearsed=3))
+    edit_one_by_one(after, solved, solved.hparams(rehearsed=3, rehearsal_contexts=contexts))
+    assert changes(alone, before)
+    assert changes(after, snapshot(alone))
+    for kept in getattr(after, STATE).held.rehearsal.edits.values():
+        prompts = [solved.tok.decode(form.ids[: form.at + 1]) for form in kept.forms]
+        assert prompts == [prompts[0], *(f"{context} {prompts[0]}" for context in contexts)]
+    # What is kept of an edit does not grow with the contexts, but for its tokens.
+    sizes = [getattr(model, STATE).held.rehearsal.bytes_per_edit for model in (alone, after)]
+    assert sizes[0] == sizes[1]
+
+
 def edit_one_by_one(model: Any, solved: Subject, hparams: DAFNetHyperParams) -> None:
     for request in REQUESTS:
         apply_dafnet_to_model(model, solved.tok, [request], hparams)
@@ -387,7 +408,10 @@ def test_a_rehearsal_is_part_of_what_a_sequence_keeps(solved: Subject) -> None:
 def test_a_sequence_goes_on_rehearsing_as_it_began(solved: Subject) -> None:
     """Else a fact that was edited again meanwhile would be asked with its former target."""
     first, other = REQUESTS[0], {**REQUESTS[0], "target_new": "Oslo"}
-    began, model = solved.hparams(rehearsed=4, past_dtype="bfloat16"), solved.model()
+    began = solved.hparams(
+        rehearsed=4, rehearsal_contexts=["It was late."], past_dtype="bfloat16"
+    )  # fmt: skip
+    model = solved.model()
     apply_dafnet_to_model(model, solved.tok, [first], began)
     apply_dafnet_to_model(model, solved.tok, [other], solved.hparams(rehearsed=0))
     apply_dafnet_to_model(model, solved.tok, REQUESTS[1:2], solved.hparams(rehearsed=1))
@@ -396,7 +420,7 @@ def test_a_sequence_goes_on_rehearsing_as_it_began(solved: Subject) -> None:
         apply_dafnet_to_model(same, solved.tok, [request], began)
     assert not changes(model, snapshot(same))
     kept = list(getattr(model, STATE).held.rehearsal.edits.values())
-    assert max(kept[0].labels) == solved.tok(" Oslo")["input_ids"][0]
+    assert max(kept[0].forms[0].labels) == solved.tok(" Oslo")["input_ids"][0]
 
 
 def test_a_rehearsal_that_fails_changes_nothing(

@@ -19,6 +19,7 @@ from easyedit_dafnet.records import (
     encode_targets,
     guess_subject,
     hold_out,
+    in_context,
     prompt_numbers,
     read_records,
     subject_positions,
@@ -220,6 +221,15 @@ def test_a_subject_that_is_not_in_the_prompt(subject: Subject, subject_name: Any
 )
 def test_a_subject_that_nobody_names_is_guessed(prompt: str, expected: str) -> None:
     assert guess_subject(prompt) == expected
+
+
+def test_a_request_after_a_text_stays_about_its_own_subject() -> None:
+    request = {"prompt": "The capital of France is", "target_new": "Rome"}
+    after = in_context(request, "Henry Miller had left.")
+    assert after["prompt"] == "Henry Miller had left. The capital of France is"
+    assert after["target_new"] == "Rome" and after["subject"] == "France"
+    named = in_context({**request, "subject": "capital of France"}, "So be it.")
+    assert named["subject"] == "capital of France"
 
 
 def test_prompts_have_numbers_of_their_own(subject: Subject) -> None:

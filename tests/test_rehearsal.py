@@ -8,12 +8,12 @@ from easyedit_dafnet.records import IGNORE, TokenBatch
 from easyedit_dafnet.rehearsal import Rehearsal
 
 
-def edit(prompt: int, target: int, length: int = 3) -> tuple[TokenBatch, list[Tensor]]:
+def edit(prompt: int, target: int, length: int = 3) -> tuple[list[TokenBatch], list[Tensor]]:
     """A prompt of `length` tokens `prompt` with one target, and its keys at two modules."""
     ids = torch.tensor([[prompt] * length + [target]])
     labels = torch.tensor([[IGNORE] * (length - 1) + [target, IGNORE]])
     text = TokenBatch(ids, torch.ones_like(ids), labels, torch.tensor([length - 1]))
-    return text, [torch.full([1, 4], prompt + 0.1), torch.full([1, 2], -prompt - 0.1)]
+    return [text], [torch.full([1, 4], prompt + 0.1), torch.full([1, 2], -prompt - 0.1)]
 
 
 def asked(rehearsal: Rehearsal, *of: int) -> list[int]:
@@ -52,6 +52,29 @@ def test_texts_of_several_lengths_are_padded() -> None:
     assert texts.at is not None and texts.at.tolist() == [4, 1]
 
 
+def test_every_other_time_an_edit_is_asked_after_a_context() -> None:
+    rehearsal = Rehearsal(1, contexts=("7", "9 9"))
+    seen = []
+    for prompt in (1, 2):
+        ((alone,), keys) = edit(prompt, 50)
+        (one,), _ = edit(prompt, 50, 4)
+        (two,), _ = edit(prompt, 50, 5)
+        one.input_ids[:, 0], two.input_ids[:, :2] = 7, 9
+        texts, _ = rehearsal.turn([alone, one, two], keys)
+        seen += [texts]
+    for _ in range(4):
+        texts, old = rehearsal.turn([alone, one, two], keys)  # the second one, edited again
+        seen += [texts]
+        assert old[0][:, 0].round().tolist() == [1, 2]  # where a fact is written stays
+    of_first = [texts.input_ids[0].tolist() for texts in seen]
+    assert of_first[0][:4] == [1, 1, 1, 50]
+    assert of_first[1][:5] == [7, 1, 1, 1, 50]
+    assert of_first[2][:4] == [1, 1, 1, 50]
+    assert of_first[3][:6] == [9, 9, 1, 1, 1, 50]
+    assert [int(texts.at[0]) for texts in seen if texts.at is not None] == [2, 3, 2, 4, 2, 3]
+    assert all(texts.input_ids[-1, :4].tolist() == [2, 2, 2, 50] for texts in seen[1:])
+
+
 def test_a_copy_leaves_the_original_alone() -> None:
     rehearsal = Rehearsal(1)
     asked(rehearsal, 1, 50)
@@ -70,8 +93,8 @@ def test_there_is_room_for_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_keys_may_be_kept_in_lower_precision() -> None:
     full, half = Rehearsal(1), Rehearsal(1, dtype=torch.bfloat16)
     for rehearsal in (full, half):
-        text, keys = edit(3, 50)
-        _, old = rehearsal.turn(text, keys)
+        texts, keys = edit(3, 50)
+        _, old = rehearsal.turn(texts, keys)
         assert all(key.dtype == torch.float32 for key in old)
         assert (old[0] == keys[0]).all() == (rehearsal is full)
     assert (full.bytes_per_edit, half.bytes_per_edit) == (6 * 4, 6 * 2)
