@@ -54,8 +54,8 @@ class Kept:
     @property
     def form(self) -> Form:
         """The one whose turn it is: the prompt alone every other time."""
-        turn, after = divmod(self.asked, 2)
-        return self.forms[1 + turn % (len(self.forms) - 1) if after and self.forms[1:] else 0]
+        alone, *after = self.forms
+        return after[self.asked // 2 % len(after)] if after and self.asked % 2 else alone
 
 
 @dataclass
