@@ -53,6 +53,32 @@ def settings_file(name_or_path: str | Path, folder: str = "") -> Path:
     )
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a settings file holds. Raises SettingsError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise SettingsError(f"{path} is not valid YAML: {reason}") from None
+    if not isinstance(content, dict):
+        raise SettingsError(f"{path} must hold settings as `name: value` lines.")
+    return content
+
+
+def typed(settings: Any) -> dict[str, Any]:
+    """A dataclass's values, each as its annotation says. Raises SettingsError."""
+    kinds, values = typing.get_type_hints(type(settings)), {}
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        try:
+            values[f.name] = _typed(value, kinds[f.name])
+        except TypeError:
+            raise SettingsError(
+                f"Setting {f.name!r} is {value!r}; it must be {_wording(kinds[f.name])}."
+            ) from None
+    return values
+
+
 def _typed(value: Any, kind: Any) -> Any:
     """The value as the type, or TypeError. YAML reads 1e-4 as a text, so texts become numbers."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
@@ -140,15 +166,8 @@ class _Settings:
     FOLDER: ClassVar[str]
 
     def __post_init__(self) -> None:
-        kinds = typing.get_type_hints(type(self))
-        for f in fields(self):
-            value = getattr(self, f.name)
-            try:
-                setattr(self, f.name, _typed(value, kinds[f.name]))
-            except TypeError:
-                raise SettingsError(
-                    f"Setting {f.name!r} is {value!r}; it must be {_wording(kinds[f.name])}."
-                ) from None
+        for name, value in typed(self).items():
+            setattr(self, name, value)
         if (name := getattr(self, self.NAME_KEY)) != self.NAME:
             raise SettingsError(
                 f"Setting {self.NAME_KEY!r} is {name!r}; for {type(self).__name__} it must be "
@@ -210,13 +229,7 @@ class _Settings:
         the shipped ones. Raises SettingsError, one sentence, for anything that is not right.
         """
         path = settings_file(hparams_name_or_path, cls.FOLDER)
-        try:
-            content = yaml.safe_load(path.read_text())
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise SettingsError(f"{path} is not valid YAML: {reason}") from None
-        if not isinstance(content, dict):
-            raise SettingsError(f"{path} must hold settings as `name: value` lines.")
+        content = read_settings(path)
         known = {f.name: f for f in fields(cls)}
         for key in content:
             if key not in known:

@@ -13,11 +13,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-import yaml
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
-from ..dafnet_hparams import settings_file
+from ..dafnet_hparams import SettingsError, nearest, read_settings, settings_file, typed
 from ..language_model import LanguageModel, Text, inference_mode_of, texts_of
 from ..records import encode_requests
 from ..signals import find_modules
@@ -40,6 +39,15 @@ class BreadthFirstSettings:
     enough: float = 1e-2
     append_eos: bool = True
 
+    def __post_init__(self) -> None:
+        for name, value in typed(self).items():
+            object.__setattr__(self, name, value)
+        for name in ("lr", "batch_size", "epochs"):
+            if getattr(self, name) <= 0:
+                raise SettingsError(
+                    f"Setting {name!r} is {getattr(self, name)}; it must be above zero."
+                )
+
 
 class BreadthFirst(Method):
     """Fine-tunes one module on all edits of the stream together.
@@ -54,13 +62,14 @@ class BreadthFirst(Method):
         super().__init__(bench, settings)
         given = dict(self.settings)
         file = settings_file(given.pop("hparams", "BFT/smollm2-135m"))
-        values = yaml.safe_load(file.read_text()) | given
+        values = read_settings(file) | given
         known = {f.name for f in fields(BreadthFirstSettings)}
-        if unknown := set(values) - known:
-            raise ValueError(
-                f"{file}: BFT has no setting {', '.join(sorted(unknown))}; it has "
-                f"{', '.join(sorted(known))}."
+        if unknown := sorted(set(values) - known):
+            raise SettingsError(
+                f"{file}: BFT has no setting {unknown[0]!r}; {nearest(unknown[0], known)}"
             )
+        if "module" not in values:
+            raise SettingsError(f"{file}: BFT's setting 'module' is missing: name what is tuned.")
         self.tuning = BreadthFirstSettings(**values)
 
     @property

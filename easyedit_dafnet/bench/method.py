@@ -63,6 +63,8 @@ class Method(ABC):
     one_by_one: ClassVar[bool] = False
     #: Whether the method takes all edits of a stream at once, in one call of `edit`.
     whole_stream: ClassVar[bool] = False
+    #: Whose code edits, where several hosts have a method of this name; their results never mix.
+    host: str = ""
 
     model: Any  #: The model as edited so far; called and generated from as transformers' are.
 
@@ -82,6 +84,13 @@ class Method(ABC):
 
     def prepare(self) -> None:  # noqa: B027 (most methods need no preparation)
         """Make what is "to prepare" in `bench.folder`; returns at once when it is there."""
+
+    def preparation_seconds(self) -> float | None:
+        """What the preparation took, where the method knows better than the clock around it.
+
+        None: what that clock says, which misses a part whose process was killed.
+        """
+        return None
 
     def start(self, model: Any) -> None:
         """Begin a stream on an unedited model, which the method may change in place.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -117,8 +118,17 @@ class DAFNet(Method):
         )
         trainer.run(resume=trainer.state_path.is_dir())
         unfinished = self._marker().with_suffix(".part")
-        unfinished.write_text(json.dumps(self._learnt(), indent=1) + "\n")
+        seconds = {"seconds": time.perf_counter() - trainer.started}  # interrupted parts included
+        unfinished.write_text(json.dumps(self._learnt() | seconds, indent=1) + "\n")
         unfinished.replace(self._marker())
+
+    def preparation_seconds(self) -> float | None:
+        """The training's, wherever it was done."""
+        if self.training is not None:
+            return json.loads(self._marker().read_text()).get("seconds")
+        card = json.loads((Path(self.hparams.archive or "") / "config.json").read_text())
+        minutes = (card.get("training") or {}).get("minutes")
+        return None if minutes is None else 60.0 * minutes
 
     def edit(self, requests: Sequence[Request]) -> None:
         self.model, _ = apply_dafnet_to_model(self.model, self.bench.tok, requests, self.hparams)

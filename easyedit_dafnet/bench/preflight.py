@@ -22,9 +22,9 @@ from .worker import workbench
 
 @dataclass
 class Preflight:
-    """needs, effective settings, notes: by method; sets: by name; reasons: why a method or a data
-    set is left out. train: records to train on, by method, and by "" for all that have none of
-    their own; trained_on: what identifies those of a method's own."""
+    """needs, effective settings, hosts, notes: by method; sets: by name; reasons: why a method or
+    a data set is left out. train: records to train on, by method, and by "" for all that have none
+    of their own; trained_on: what identifies those of a method's own."""
 
     suite: Suite
     train: dict[str, TrainingRecords] = field(default_factory=dict)
@@ -32,6 +32,7 @@ class Preflight:
     common: Mapping[str, object] = field(default_factory=dict)
     needs: dict[str, list[Need]] = field(default_factory=dict)
     effective: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     sets: dict[str, DataSet] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
@@ -103,8 +104,12 @@ class Preflight:
             except (OSError, ValueError, ImportError) as error:
                 found.reasons[method.label] = str(error)
                 continue
+            except Exception as error:  # one method's settings, or its code, must not stop others
+                found.reasons[method.label] = f"{type(error).__name__}: {error}"
+                continue
             found.needs[method.label] = needs
             found.effective[method.label] = made.effective_settings
+            found.hosts[method.label] = made.host
             found.notes[method.label] = made.note
             missing = [f"{n.what}: {n.detail}" for n in needs if n.state == "missing"]
             if missing:
@@ -123,6 +128,7 @@ class Preflight:
                 m.label: m.to_mapping()
                 | {"effective": dict(self.effective[m.label])}
                 | ({} if m.train is None else {"trained_on": self.trained_on[m.label]})
+                | ({"host": self.hosts[m.label]} if self.hosts[m.label] else {})
                 | ({"note": self.notes[m.label]} if self.notes[m.label] else {})
                 for m in methods
             },

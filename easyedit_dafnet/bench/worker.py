@@ -284,7 +284,8 @@ class Worker:
                     self.prepared_here = time.perf_counter() - start
                     done["seconds"] += self.prepared_here
                     write_json(path, done | {"done": finished})
-        self.prepared = {"seconds": done["seconds"]}
+        known = method.preparation_seconds()
+        self.prepared = {"seconds": done["seconds"] if known is None else known}
         return method
 
     def protocol(

@@ -10,6 +10,7 @@ import torch
 from easyedit_dafnet.bench import Workbench
 from easyedit_dafnet.bench.breadth_first import BreadthFirst
 from easyedit_dafnet.bench.protocol import start_random_numbers
+from easyedit_dafnet.dafnet_hparams import SettingsError
 from tests.bench.conftest import RECORDS
 from tests.plain import ids_and_start, target_log_probability
 
@@ -85,5 +86,35 @@ def test_the_same_seed_gives_the_same_weights(
 def test_an_unknown_setting_is_named(
     workbench: Callable[[Path], Workbench], tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="no setting learning_rate; it has"):
-        BreadthFirst(workbench(tmp_path), {"learning_rate": 1})
+    with pytest.raises(SettingsError, match="no setting 'epoch'; did you mean 'epochs'"):
+        BreadthFirst(workbench(tmp_path), {"epoch": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "settings", "message"),
+    [
+        ("", {}, "must hold settings as `name: value` lines"),
+        ("lr: [", {}, "is not valid YAML"),
+        ("lr: 0.1", {}, "setting 'module' is missing"),
+        ("module: layer", {"lr": "fast"}, "'lr' is 'fast'; it must be a number"),
+        ("module: layer", {"epochs": 0}, "'epochs' is 0; it must be above zero"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_named(
+    content: str,
+    settings: dict[str, Any],
+    message: str,
+    workbench: Callable[[Path], Workbench],
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "bft.yaml"
+    file.write_text(content)
+    with pytest.raises(SettingsError, match=message):
+        BreadthFirst(workbench(tmp_path), {"hparams": str(file), **settings})
+
+
+def test_a_rate_as_yaml_reads_it_is_a_number(
+    workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    method = BreadthFirst(workbench(tmp_path), {"lr": "5e-4"})
+    assert method.effective_settings["lr"] == 5e-4

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,14 @@ def test_dafnet_edits_with_a_trained_network(
     assert method.state_bytes() == 0, "a new stream starts with nothing"
 
 
+def test_a_shipped_network_says_how_long_its_training_took(
+    workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    method = DAFNet(workbench(tmp_path), {"hparams": "DAFNet/smollm2-135m"})
+    card = json.loads((shipped("checkpoints") / "smollm2-135m" / "config.json").read_text())
+    assert method.preparation_seconds() == 60 * card["training"]["minutes"] > 0
+
+
 def test_dafnet_trains_a_network_of_its_own_once(
     workbench: Callable[[Path], Workbench], tmp_path: Path
 ) -> None:
@@ -76,6 +85,7 @@ def test_dafnet_trains_a_network_of_its_own_once(
     method.prepare()
     again = DAFNet(bench, settings)
     assert [need.state for need in again.needs()] == ["ready"]
+    assert again.preparation_seconds() == method.preparation_seconds() > 0
     archive = Path(again.hparams.archive or "") / "model.safetensors"
     written = archive.stat().st_mtime_ns
     again.prepare()
@@ -116,6 +126,7 @@ def test_training_that_was_interrupted_goes_on(
     settings = {"training": "TRAINING/DAFNet/smollm2-135m-published", **TINY}
     method = DAFNet(bench, settings)
     method.prepare()
+    first = method.preparation_seconds()
     (tmp_path / "trained.json").unlink()  # as if it had been stopped before its end was noted
     longer = DAFNet(bench, {**settings, "max_iters": 4})
     assert [need.state for need in longer.needs()] == ["to prepare"]
@@ -124,6 +135,7 @@ def test_training_that_was_interrupted_goes_on(
     assert sum('"step": 1,' in line or '"step": 2,' in line for line in log) <= 2 * 2, (
         "the first steps were not done again"
     )
+    assert longer.preparation_seconds() > first, "the time of the first part counts"
     assert [need.state for need in longer.needs()] == ["ready"]
 
 

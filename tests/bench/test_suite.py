@@ -181,6 +181,7 @@ def test_the_plan_grows(tmp_path: Path) -> None:
         ({"common": {"seed": 0, "batch_size": 2}}, "another batch_size: 1, now 2"),
         ({"data": {"cf": {"digest": "other"}}}, "another data set cf"),
         ({"methods": {"FT": {"name": "FT", "settings": {"lr": 1}}}}, "another method FT"),
+        ({"methods": {"FT": {"name": "FT", "host": "EasyEdit main"}}}, "method FT: host None, now"),
     ],
 )
 def test_results_that_could_not_be_compared_are_refused(

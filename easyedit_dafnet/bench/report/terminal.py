@@ -14,6 +14,8 @@ from .wording import counted
 
 def terminal_tables(summary: Summary) -> Iterator[Table]:
     """Each data set's scores by the first scoring, and seconds per edit, as in report.md."""
+    if not summary.scorings:
+        return  # nothing is finished
     scoring = summary.scorings[0]
     for data in summary.data:
         rows = [row for row in summary.of(data) if row.status != "not run"]

@@ -11,10 +11,8 @@ from dataclasses import MISSING, Field, asdict, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
-
 from ...bench.method import Method, Request, Workbench
-from ...dafnet_hparams import SettingsError, nearest, shipped
+from ...dafnet_hparams import SettingsError, nearest, read_settings, shipped
 from ..host import host_info
 from ..loading import load_easyeditor
 from .state import HostState, ModelState, module_bytes
@@ -54,6 +52,7 @@ class HostMethod(Method):
         super().__init__(bench, settings)
         self.function = alg_dict()[self.name]
         self.hparams = self.load_hparams()
+        self.host = f"EasyEdit {host_info().kind}"
 
     @classmethod
     def unavailable(cls) -> str | None:
@@ -84,9 +83,7 @@ class HostMethod(Method):
                 f"{self.name} of {host_info()} has no setting {unknown[0]!r}; "
                 + nearest(unknown[0], known)
             )
-        values = kind.construct_float_from_scientific_notation(
-            {**yaml.safe_load(file.read_text(encoding="utf-8")), **given}
-        )
+        values = kind.construct_float_from_scientific_notation({**read_settings(file), **given})
         values = self.settings_from(values)
         values |= {"model_name": self.bench.model_name, "device": self.bench.device}
         if missing := sorted(n for n, f in known.items() if n not in values and _required(f)):

@@ -18,6 +18,7 @@ from easyedit_dafnet.bench.report.plots import (
     spread,
 )
 from easyedit_dafnet.bench.report.summary import summarise
+from easyedit_dafnet.bench.report.terminal import terminal_tables
 from easyedit_dafnet.bench.report.wording import bytes_text
 from tests.bench.report.runs import lifelike_run, small_run
 
@@ -82,3 +83,4 @@ def test_without_a_finished_cell_there_is_no_plot(tmp_path: Path) -> None:
     for path in (run / "cells").rglob("*.json"):
         path.unlink()
     assert readme_plot(summarise([run])) is None
+    assert list(terminal_tables(summarise([run]))) == []
