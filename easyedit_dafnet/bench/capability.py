@@ -29,7 +29,6 @@ def capability(
     """
     try:
         from lm_eval.models.huggingface import HFLM
-        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise ImportError(
             f"Measuring capability needs lm-evaluation-harness ({error.name} is missing): "
@@ -38,11 +37,7 @@ def capability(
     if not is_plain(model):
         reason = f"the method's model is a {type(model).__name__}, which the harness cannot run"
         return {task: {NOT_RUN: reason} for task in tasks}
-    files = [Path(task) for task in tasks if Path(task).suffix in (".yaml", ".yml")]
-    manager = TaskManager(
-        include_path=[str(folder) for folder in sorted({file.parent for file in files})],
-        include_defaults=len(files) < len(tasks),
-    )
+    manager = _manager(tasks)
     training = model.training
     try:
         # The harness sets up the tokenizer for itself.
@@ -52,25 +47,69 @@ def capability(
         model.train(training)
 
 
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raises ValueError for a task that the harness does not know, and a file that is not there."""
+    for task in tasks:
+        if _is_file(task) and not Path(task).is_file():
+            raise ValueError(f"--capability: there is no file {task!r}.")
+    manager = _manager(tasks)
+    known = [*manager.all_tasks, *manager.all_groups, *manager.all_tags]
+    for task in tasks:
+        if _name(task) not in known:
+            near = get_close_matches(_name(task), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else "."
+            raise ValueError(
+                f"--capability: lm-evaluation-harness knows no task {_name(task)!r}{hint}"
+            )
+
+
+def _is_file(task: str) -> bool:
+    return Path(task).suffix in (".yaml", ".yml")
+
+
+def _name(task: str) -> str:
+    return Path(task).stem if _is_file(task) else task
+
+
+def _manager(tasks: Sequence[str]) -> Any:
+    """The harness's, which knows its own tasks and those in the files' folders."""
+    from lm_eval.tasks import TaskManager
+
+    files = [Path(task) for task in tasks if _is_file(task)]
+    return TaskManager(
+        include_path=[str(folder) for folder in sorted({file.parent for file in files})],
+        include_defaults=len(files) < len(tasks),
+    )
+
+
 def _run(model: Any, manager: Any, task: str, limit: int | None) -> dict[str, float | str]:
+    name = _name(task)
+    try:
+        with _offline():
+            try:
+                loaded = manager.load([name])
+            except (ImportError, OSError, ValueError) as error:
+                return {NOT_RUN: f"its data is not at hand ({_in_a_line(error)})"}
+        group = loaded["groups"].get(name)
+        tasks = [group] if group else list(loaded["tasks"].values())
+        found = _evaluated(model, manager, tasks, limit)
+    except Exception as error:  # a task's code may raise anything; the edits' scores are worth more
+        return {NOT_RUN: f"the harness could not run it ({_in_a_line(error)})"}
+    if name in found:
+        return _metrics(found[name])
+    return {  # a tag: several tasks
+        f"{each} {metric}": value
+        for each, result in found.items()
+        for metric, value in _metrics(result).items()
+    }
+
+
+def _evaluated(model: Any, manager: Any, tasks: list[Any], limit: int | None) -> dict[str, Any]:
     from lm_eval import simple_evaluate
 
-    name = Path(task).stem if Path(task).suffix in (".yaml", ".yml") else task
-    known = [*manager.all_tasks, *manager.all_groups, *manager.all_tags]
-    if name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        return {NOT_RUN: f"lm-evaluation-harness knows no task {name!r}{hint}"}
-    with _offline():
-        try:
-            loaded = manager.load([name])
-        except (ImportError, OSError, ValueError) as error:
-            line = " ".join(str(error).split())
-            return {NOT_RUN: f"its data is not at hand ({type(error).__name__}: {line})"}
-    group = loaded["groups"].get(name)
-    found = simple_evaluate(
+    return simple_evaluate(
         model,
-        tasks=[group] if group else list(loaded["tasks"].values()),
+        tasks=tasks,
         task_manager=manager,
         limit=limit,
         bootstrap_iters=0,
@@ -80,13 +119,6 @@ def _run(model: Any, manager: Any, task: str, limit: int | None) -> dict[str, fl
         numpy_random_seed=None,
         torch_random_seed=None,
     )["results"]
-    if name in found:
-        return _metrics(found[name])
-    return {  # a tag: several tasks
-        f"{each} {metric}": value
-        for each, result in found.items()
-        for metric, value in _metrics(result).items()
-    }
 
 
 def _metrics(result: dict[str, Any]) -> dict[str, float | str]:
@@ -97,6 +129,10 @@ def _metrics(result: dict[str, Any]) -> dict[str, float | str]:
         if kind and isinstance(value, (int, float)) and not metric.endswith("_stderr"):
             found[metric if kind == "none" else f"{metric} ({kind})"] = float(value)
     return found
+
+
+def _in_a_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 @contextmanager

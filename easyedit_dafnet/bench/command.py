@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import re
 import signal
 import sys
 import time
@@ -152,16 +153,17 @@ def read_settings(args: argparse.Namespace, older: Run | None) -> Suite:
     suite = Suite.read({**base, **given}).absolute(Path.cwd())
     if not suite.methods:
         raise SuiteError("Which methods? Name them with --methods, or a --suite.")
-    return suite
+    # What the user types counts for all methods, those with values of their own included.
+    own = {name: None for name in ("num_edits", "streams", "train") if name in given}
+    return replace(suite, methods=tuple(replace(method, **own) for method in suite.methods))
 
 
 def check_device(device: str, here: bool) -> None:
     """Raises SuiteError. here: whether the workers run on this machine."""
-    try:
-        kind = torch.device(device).type
-    except RuntimeError:
-        raise SuiteError(f"device is {device!r}; it must be cpu, cuda or cuda:NUMBER.") from None
-    if here and kind == "cuda" and not torch.cuda.is_available():
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise SuiteError(f"device is {device!r}; it must be cpu, cuda or cuda:NUMBER.")
+    number = torch.device(device).index or 0
+    if here and device != "cpu" and number >= torch.cuda.device_count():
         raise SuiteError(f"device is {device!r}, and PyTorch finds no such GPU here; use cpu.")
 
 

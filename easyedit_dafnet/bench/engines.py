@@ -59,7 +59,7 @@ class Workers:
     def run(self, tick: Callable[[], None]) -> None:
         """Work until no cell is free; calls `tick` all the while."""
         try:
-            while self._fill() or self.children:
+            while self._fill() or self.children or self._others_prepare():
                 tick()
                 time.sleep(POLL)
                 for slot, child in list(self.children.items()):
@@ -100,9 +100,17 @@ class Workers:
                 started = True
         return started
 
+    def _others_prepare(self) -> bool:
+        """Whether there is work once another command's worker has prepared its method."""
+        cells = self.folder.open_cells(self.job.cells)
+        return not self._late() and any(cell.label not in self.left for cell in cells)
+
+    def _late(self) -> bool:
+        return self.job.deadline is not None and time.time() > self.job.deadline
+
     def _next_label(self) -> str | None:
         """A method with free cells, rather one that no other worker is on."""
-        if self.job.deadline is not None and time.time() > self.job.deadline:
+        if self._late():
             return None
         busy = Counter(child.job.label for child in self.children.values())
         labels: Counter[str] = Counter(

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from .capability import check_tasks
 from .cells import RunFolder
 from .environment import host_version
 from .materials import DataSet, Passages, TrainingRecords, digest
@@ -81,6 +82,8 @@ class Preflight:
                 "--capability needs lm-evaluation-harness: "
                 "pip install 'easyedit_dafnet[capability]'."
             )
+        if suite.capability:
+            check_tasks(suite.capability)
         bench = workbench(suite, folder, "", text, found.train[""])
         for method in suite.methods:
             try:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from easyedit_dafnet.bench.capability import capability
+from easyedit_dafnet.bench.capability import capability, check_tasks
 from tests.tiny import tiny_llama, tokenizer
 
 TOK: Any = tokenizer()
@@ -95,10 +95,33 @@ def test_a_task_without_its_data_says_so_and_others_go_on(model: Any, task: str)
         Path(task).read_text().replace("task: towns", "task: lost").replace(".jsonl", ".missing")
     )
     lost = str(Path(task).with_name("lost.yaml"))
-    found = capability(model, TOK, [lost, "no_such_task", task], limit=2)
+    found = capability(model, TOK, [lost, task], limit=2)
     assert str(found[lost]["not_run"]).startswith("its data is not at hand (FileNotFoundError")
-    assert "knows no task 'no_such_task'" in str(found["no_such_task"]["not_run"])
     assert "acc" in found[task]
+
+
+# The first cannot be loaded, the second fails at its second question.
+@pytest.mark.parametrize(
+    "wrong", [("acc", "f1_of_mine"), ("{answer}", "{answer if answer == 0 else answer.no.more}")]
+)
+def test_a_task_that_raises_says_so_and_others_go_on(
+    wrong: tuple[str, str], model: Any, task: str
+) -> None:
+    Path(task).with_name("broken.yaml").write_text(
+        Path(task).read_text().replace("task: towns", "task: broken").replace(*wrong)
+    )
+    broken = str(Path(task).with_name("broken.yaml"))
+    found = capability(model, TOK, [broken, task], limit=2)
+    assert str(found[broken]["not_run"]).startswith("the harness could not run it (")
+    assert "acc" in found[task]
+
+
+def test_unknown_tasks_and_lost_files_are_named_before_anything_runs(task: str) -> None:
+    check_tasks([task])
+    with pytest.raises(ValueError, match="there is no file"):
+        check_tasks([task.replace("towns.yaml", "gone.yaml")])
+    with pytest.raises(ValueError, match="knows no task 'hellaswg'; did you mean hellaswag"):
+        check_tasks(["hellaswg"])
 
 
 def test_a_wrapper_cannot_be_run_by_the_harness(model: Any, task: str) -> None:

@@ -285,6 +285,18 @@ def test_what_methods_print_goes_to_a_log(mixed: tuple[RunFolder, str, int]) -> 
     assert "editing In house" in "".join(p.read_text() for p in folder.logs.glob("nudge-*.log"))
 
 
+def test_a_command_waits_while_another_one_prepares_its_method(bench: Bench) -> None:
+    suite = bench.suite("waiting", ["nudge"])
+    folder = bench.folder(suite)
+    with folder.lock("label/nudge"), folder.lock("prepared/nudge"):  # as its worker holds them
+        process = bench.start(suite)
+        wait_for(folder.logs.exists)
+        time.sleep(4)  # it would have ended long ago
+        assert process.poll() is None and not results(folder)
+    assert process.wait() == 0
+    assert len(results(folder)) == 2
+
+
 # -- Going on --------------------------------------------------------------------------------------
 
 
@@ -565,7 +577,9 @@ def test_a_dry_run_shows_the_plan(bench: Bench, capsys: pytest.CaptureFixture[st
         (["--data", "castles=castles.json"], "Nothing can run: the tables say what is missing."),
         (["--data", "castles/castles.json"], "data: there is no file 'castles/castles.json'."),
         (["--device", "gpu"], "device is 'gpu'; it must be cpu, cuda or cuda:NUMBER."),
-        (["--device", "cuda"], "device is 'cuda', and PyTorch finds no such GPU here; use cpu."),
+        (["--device", "mps"], "device is 'mps'; it must be cpu, cuda or cuda:NUMBER."),
+        (["--device", "cuda:1"], "device is 'cuda:1', and PyTorch finds no such GPU here"),
+        (["--num-edits", 1, "--only", "num_edits=4"], "fits none of the 1 cells"),
         (["--num-edits", 0], "num_edits is 0"),
         (["--text", "no.txt"], "no.txt"),
         (["--train", "no.json"], "no.json"),
@@ -579,8 +593,8 @@ def test_wrong_options_are_one_sentence(
     options: list[Any],
     message: str,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    suite = bench.suite("wrong", ["nudge"])
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    suite = bench.suite("wrong", [{"name": "nudge", "num_edits": [1, 4]}])
     assert bench.run(suite, *options) == 1
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error
