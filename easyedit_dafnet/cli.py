@@ -327,7 +327,7 @@ def run_info(args: argparse.Namespace) -> None:
     ]
     devices += ["mps"] if torch.backends.mps.is_available() else []
     names = ("torch", "transformers", "safetensors", "peft")
-    installed = {
+    installed: dict[str, str] = {
         canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()
     }
     print(f"easyedit_dafnet  {__version__}")

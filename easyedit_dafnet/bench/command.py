@@ -154,7 +154,9 @@ def read_settings(args: argparse.Namespace, older: Run | None) -> Suite:
     if not suite.methods:
         raise SuiteError("Which methods? Name them with --methods, or a --suite.")
     # What the user types counts for all methods, those with values of their own included.
-    own = {name: None for name in ("num_edits", "streams", "train") if name in given}
+    own: dict[str, Any] = {
+        name: None for name in ("num_edits", "streams", "train") if name in given
+    }
     return replace(suite, methods=tuple(replace(method, **own) for method in suite.methods))
 
 

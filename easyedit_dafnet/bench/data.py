@@ -590,7 +590,8 @@ class KnownFiles:
 
 
 KNOWN_FILES = {
-    "zsre": KnownFiles(("zsre_mend_eval.json", "zsre_mend_eval*.json"), ("zsre",)),
+    # EasyEdit's extract asks for portability, too.
+    "zsre": KnownFiles(("zsre_mend_eval_portability*.json", "zsre_mend_eval*.json"), ("zsre",)),
     "counterfact": KnownFiles(
         (
             "counterfact-edit*.json",
@@ -604,9 +605,10 @@ KNOWN_FILES = {
     "ripple_popular": KnownFiles(("popular.json",), ("ripple_edits",)),
     "ripple_random": KnownFiles(("random.json",), ("ripple_edits",)),
     "ripple_recent": KnownFiles(("recent.json",), ("ripple_edits",)),
-    "knowedit": KnownFiles(
-        ("*knowedit*.json", "*ZsRE-test-all.json", "*wiki_*test*.json"), ("knowedit",)
-    ),
+    "knowedit-zsre": KnownFiles(("*ZsRE-test-all.json", "*knowedit*zsre*.json"), ("knowedit",)),
+    "knowedit-recent": KnownFiles(("*recent_test.json",), ("knowedit",)),
+    "knowedit-counterfact": KnownFiles(("*test_cf.json",), ("knowedit",)),
+    "knowedit-bio": KnownFiles(("wikibio-test*.json",), ("knowedit",)),
     "counterfact-train": KnownFiles(("counterfact-train*.json",), ("counterfact",)),
     **{
         f"dafset-{part.replace('_', '-')}": KnownFiles((f"{part}.json",), ("dafset",))

@@ -17,7 +17,7 @@ from .materials import DataSet, Passages, TrainingRecords, digest
 from .method import Need
 from .registry import UnknownMethod, find_method, unavailable
 from .suite import Run, Suite
-from .unedited_model import fingerprint, model_path
+from .unedited_model import model_fingerprint, model_path
 from .worker import workbench
 
 
@@ -65,7 +65,7 @@ class Preflight:
             except (OSError, ValueError, ImportError) as error:
                 found.reasons[name] = str(error)
         found.common = {
-            "model": fingerprint(model_path(suite.model)),
+            "model": model_fingerprint(model_path(suite.model)),
             "device": suite.device.split(":")[0],
             "dtype": suite.dtype,
             "seed": suite.seed,

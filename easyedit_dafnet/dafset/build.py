@@ -204,9 +204,9 @@ class _Builder:
         model = None
         if self.settings.model is not None:
             # Only here: torch takes memory that a build without a model can spare.
-            from ..bench.unedited_model import fingerprint, model_path
+            from ..bench.unedited_model import model_fingerprint, model_path
 
-            model = fingerprint(model_path(self.settings.model))
+            model = model_fingerprint(model_path(self.settings.model))
         made_from = [
             FORMAT,
             __version__,

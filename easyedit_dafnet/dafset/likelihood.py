@@ -89,11 +89,11 @@ def score(
     """
     import pyarrow.parquet as pq
 
-    from ..bench.unedited_model import fingerprint, model_path
+    from ..bench.unedited_model import model_fingerprint, model_path
 
     with pq.ParquetFile(prompts) as file:
         rows = file.metadata.num_rows
-    identity = fingerprint(model_path(model_name))  # of one name there may be several
+    identity = model_fingerprint(model_path(model_name))  # of one name there may be several
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / f"likelihoods-{i:05}.parquet" for i in range(-(-rows // piece))]
     model = tok = None

@@ -644,15 +644,26 @@ def test_a_third_party_adds_a_data_set_by_an_entry_point(
 
 
 def test_known_files_are_found_by_name_and_layout(tmp_path: Path) -> None:
-    for folder in ("mend", "dafset", "ripple", "cf"):
+    for folder in ("mend", "dafset", "ripple", "cf", "know"):
         (tmp_path / folder).mkdir()
     zsre = write(tmp_path / "mend", [ZSRE], "zsre_mend_eval_portability_gpt4.json")
+    write(tmp_path / "mend", [ZSRE], "zsre_mend_eval.json")  # no portability in it
+    know = {
+        part: write(tmp_path / "know", [KNOWEDIT], name)
+        for part, name in [
+            ("knowedit-zsre", "ZsRE-test-all.json"),
+            ("knowedit-recent", "recent_test.json"),
+            ("knowedit-counterfact", "test_cf.json"),
+            ("knowedit-bio", "wikibio-test-all.json"),
+        ]
+    }
     dafset_recent = write(tmp_path / "dafset", [{**COUNTERFACT, "prefix": ""}], "recent.json")
     ripple_recent = write(tmp_path / "ripple", RIPPLE, "recent.json")
     train = write(tmp_path / "cf", [COUNTERFACT], "counterfact-train.json")
     (tmp_path / "cf" / "counterfact-edit.json").write_text("damaged")
     rome = write(tmp_path / "cf", [ROME], "counterfact.json")
     assert find_data("zsre", [tmp_path]) == zsre
+    assert {part: find_data(part, [tmp_path]) for part in know} == know
     assert find_data("ripple_recent", [tmp_path / "nowhere", tmp_path]) == ripple_recent
     assert find_data("ripple_popular", [tmp_path]) is None
     assert find_data("ripple_edits", [tmp_path]) == ripple_recent

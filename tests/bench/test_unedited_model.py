@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from easyedit_dafnet.bench.unedited_model import UneditedModel, fingerprint, load_model
+from easyedit_dafnet.bench.unedited_model import UneditedModel, load_model, model_fingerprint
 from tests.conftest import Subject
 
 
@@ -101,8 +101,13 @@ def test_the_model_comes_back_bit_by_bit(
 def test_a_fingerprint_tells_models_apart(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(folder, other)
-    assert fingerprint(str(other)) == fingerprint(str(folder))
+    assert model_fingerprint(str(other)) == model_fingerprint(str(folder))
+    with (other / "model.safetensors").open("r+b") as weights:  # trained on, in its place
+        weights.seek(-4, 2)
+        weights.write(b"mine")
+    trained = model_fingerprint(str(other))
+    assert trained != model_fingerprint(str(folder))
     config = other / "config.json"
     config.write_text(config.read_text().replace('"rms_norm_eps": ', '"rms_norm_eps": 1'))
-    assert fingerprint(str(other)) != fingerprint(str(folder))
-    assert fingerprint("gpt2") == "gpt2"
+    assert model_fingerprint(str(other)) not in (trained, model_fingerprint(str(folder)))
+    assert model_fingerprint("gpt2") == "gpt2"

@@ -4,6 +4,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -51,7 +52,7 @@ def test_multimodal_editor_names_what_is_missing(host: HostInfo, model_name: str
 
 def test_modules_without_missing_packages_are_the_hosts_own(host: HostInfo) -> None:
     module = importlib.import_module("easyeditor.dataset.processor.base_dataset")
-    assert module.__file__ is not None and module.__file__.startswith(str(host.path))
+    assert module.__file__ and Path(module.__file__).resolve().is_relative_to(host.path)
 
 
 def test_nothing_is_replaced_where_the_packages_are_installed(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from .notes import (
     absent_notes,
+    capability_rows,
     failure_notes,
     left_out_notes,
     method_notes,
@@ -39,6 +40,18 @@ def to_markdown(summary: Summary) -> str:
             parts += table(
                 ["method", "N", *QUALITY, "edits", "streams"],
                 [quality(row, scoring) for row in summary.of(data)],
+            )
+            if names := summary.kinds(data):
+                parts += ["", f"### {SCORINGS[scoring]}, by kind of probe", ""]
+                parts += table(
+                    ["method", "N", *(f"{aspect}: {kind}" for aspect, kind in names)],
+                    [by_kind(row, scoring, names) for row in summary.of(data) if row.kinds],
+                )
+        if rows := [found for found in capability_rows(summary) if found[0].data == data]:
+            parts += ["", "### Capability", ""]
+            parts += table(
+                ["method", "N", "stream", "found"],
+                [[marked(r), f"{r.num_edits:,}", str(stream), text] for r, stream, text in rows],
             )
         parts += ["", "### Cost", ""]
         parts += table(
@@ -92,6 +105,11 @@ def quality(row: Row, scoring: str) -> list[str]:
         ]
     scores = [score_text(row.scores[scoring][aspect]) for aspect in QUALITY]
     return [marked(row), f"{row.num_edits:,}", *scores, f"{row.edits:,}", streams(row)]
+
+
+def by_kind(row: Row, scoring: str, names: Sequence[tuple[str, str]]) -> list[str]:
+    scores = [row.kinds.get(aspect, {}).get(kind, {}).get(scoring) for aspect, kind in names]
+    return [marked(row), f"{row.num_edits:,}", *map(score_text, scores)]
 
 
 def streams(row: Row) -> str:

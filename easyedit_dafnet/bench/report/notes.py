@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from .bootstrap import RESAMPLES, SEED
-from .results import ASPECTS, Run
+from .results import ASPECTS
 from .summary import Row, Summary
 from .wording import NOTHING, counted
 
@@ -29,7 +29,7 @@ def setup(summary: Summary) -> list[tuple[str, str]]:
 
     for run in summary.runs:
         add("protocol", run.suite.get("protocol"))
-        add("model", model_name(run))
+        add("model", run.model)
         for name, source in (run.suite.get("data") or {}).items():
             add("data", data_words(name, source))
         for name, value in (run.suite.get("common") or {}).items():
@@ -65,10 +65,6 @@ def whole_command(command: str | None) -> str | None:
     return shlex.join(words)
 
 
-def model_name(run: Run) -> str:
-    return Path(str((run.suite.get("asked") or {}).get("model") or "")).name
-
-
 def data_words(name: str, source: Mapping[str, Any]) -> str:
     """counterfact: counterfact-edit.json, 2,000 records, 1,990 of them usable, digest 0123abcd."""
     parts = [Path(str(source["path"])).name] if source.get("path") else []
@@ -86,6 +82,14 @@ def in_words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(f"({in_words(v)})" if isinstance(v, Mapping) else str(v) for v in value)
     return str(value)
+
+
+def capability_rows(summary: Summary) -> Iterator[tuple[Row, int, str]]:
+    """The row, the stream's number, and what the tasks found."""
+    for row in summary.rows:
+        for cell in row.cells:
+            if cell.body.get("capability"):
+                yield row, cell.key.stream, in_words(cell.body["capability"])
 
 
 def counts(rows: Iterable[Row]) -> str:

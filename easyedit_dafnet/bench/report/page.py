@@ -16,12 +16,12 @@ from .bootstrap import Estimate
 from .markdown import QUALITY, perplexity_text, streams
 from .notes import (
     absent_notes,
+    capability_rows,
     counts,
     failure_notes,
     in_words,
     left_out_notes,
     method_notes,
-    model_name,
     reading_notes,
     sanity_notes,
     setup,
@@ -138,7 +138,7 @@ def to_html(summary: Summary) -> str:
     data = summary.data
     return environment.get_template("page.html.jinja").render(
         title="Benchmark of editing methods",
-        models=", ".join(dict.fromkeys(filter(None, map(model_name, summary.runs)))),
+        models=", ".join(dict.fromkeys(filter(None, (run.model for run in summary.runs)))),
         subtitle=counts(summary.rows),
         summary=summary,
         styles=styles,
@@ -332,8 +332,7 @@ def kind_tables(summary: Summary) -> Iterator[KindTable]:
     """For data sets with at least two kinds."""
     for data in summary.data:
         rows = [row for row in summary.of(data) if row.kinds]
-        names = dict.fromkeys((a, k) for row in rows for a in row.kinds for k in row.kinds[a])
-        if len(names) < 2:
+        if not (names := summary.kinds(data)):
             continue
         columns = [
             *COLUMNS[:2],
@@ -377,13 +376,6 @@ def edit_texts(summary: Summary) -> list[EditTexts]:
                     after[name] = str(text["after"])
             shown.after.append((row.label, after))
     return list(found.values())
-
-
-def capability_rows(summary: Summary) -> Iterator[tuple[Row, str]]:
-    for row in summary.rows:
-        for cell in row.cells:
-            if cell.body.get("capability"):
-                yield row, in_words(cell.body["capability"])
 
 
 def method_settings(summary: Summary) -> dict[str, str]:

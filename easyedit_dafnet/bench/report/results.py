@@ -92,6 +92,11 @@ class Run:
     sanity_cells: dict[str, Cell] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def model(self) -> str:
+        """The name of the unedited model."""
+        return Path(str((self.suite.get("asked") or {}).get("model") or "")).name
+
     def texts(self, key: Key) -> Iterator[dict[str, Any]]:
         """Per record of the cell, in order; nothing where the run's texts are not at hand."""
         path = self.folder / "texts" / key.data / key.label

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -144,6 +144,13 @@ class Summary:
     def of(self, data: str, num_edits: int | None = None) -> list[Row]:
         return [row for row in self.rows if row.data == data and num_edits in (None, row.num_edits)]
 
+    def kinds(self, data: str) -> list[tuple[str, str]]:
+        """Aspects and kinds of probe that the data set names; empty where there is only one."""
+        names = dict.fromkeys(
+            (a, k) for row in self.of(data) for a in row.kinds for k in row.kinds[a]
+        )
+        return list(names) if len(names) > 1 else []
+
     def lengths(self, data: str) -> list[int]:
         return sorted({row.num_edits for row in self.of(data)})
 
@@ -161,8 +168,9 @@ class Summary:
 def summarise(folders: Sequence[Path]) -> Summary:
     """Read the runs' folders and bring their cells together.
 
-    A label that occurs in several runs is followed by the run's host, or by its folder's name where
-    the hosts are the same.
+    A label is followed by what tells runs apart: the model where there are several, and where a
+    label occurs in several runs of a model the host, or the folder's name where that is the same.
+    A data set of one name with other records in another run is followed by the folder's name.
     """
     runs = [read_run(folder) for folder in folders]
     summary = Summary(runs)
@@ -170,27 +178,40 @@ def summarise(folders: Sequence[Path]) -> Summary:
         expected = estimates_of(run)
         keys = (*run.planned, *run.cells)
         for place in dict.fromkeys((key.data, key.label, key.num_edits) for key in keys):
-            shown = shown_label(runs, run, place[1])
-            summary.rows.append(make_row(run, expected, *place, shown))
+            row = make_row(run, expected, *place)
+            data, label = shown_data(runs, run, place[0]), shown_label(runs, run, place[1])
+            summary.rows.append(replace(row, data=data, label=label))
     order = {name: i for i, name in enumerate(summary.data)}
     summary.rows.sort(key=lambda row: (order[row.data], row.num_edits))
     return summary
 
 
 def shown_label(runs: Sequence[Run], run: Run, label: str) -> str:
-    sharing = [r for r in runs if any(k.label == label for k in (*r.planned, *r.cells))]
-    if len(sharing) < 2:
-        return label
-    hosts = [r.host.removeprefix("EasyEdit ").split(" (")[0] for r in sharing]
-    for names in (hosts, [r.host for r in sharing], [r.folder.name for r in sharing]):
+    alike = [r for r in runs if r.model == run.model]
+    marks = [run.model] if len(alike) < len(runs) else []
+    sharing = [r for r in alike if any(k.label == label for k in (*r.planned, *r.cells))]
+    if len(sharing) > 1:
+        marks.append(distinct_name(sharing, run))
+    return f"{label} ({', '.join(marks)})" if marks else label
+
+
+def distinct_name(runs: Sequence[Run], run: Run) -> str:
+    hosts = [r.host.removeprefix("EasyEdit ").split(" (")[0] for r in runs]
+    for names in (hosts, [r.host for r in runs], [r.folder.name for r in runs]):
         if len({*names}) == len(names):
-            return f"{label} ({names[sharing.index(run)]})"
-    return f"{label} ({run.folder})"
+            return names[runs.index(run)]
+    return str(run.folder)
 
 
-def make_row(
-    run: Run, expected: Estimates, data: str, label: str, num_edits: int, shown: str
-) -> Row:
+def shown_data(runs: Sequence[Run], run: Run, data: str) -> str:
+    sets = [((r.suite.get("data") or {}).get(data) or {}).get("digest") for r in runs]
+    if len({digest for digest in sets if digest is not None}) < 2:
+        return data
+    names = [r.folder.name for r in runs]
+    return f"{data} ({run.folder.name if names.count(run.folder.name) == 1 else run.folder})"
+
+
+def make_row(run: Run, expected: Estimates, data: str, label: str, num_edits: int) -> Row:
     keys = sorted(
         key
         for key in {*run.planned, *run.cells}
@@ -203,7 +224,7 @@ def make_row(
     seconds = [expected.seconds(planned_cell(key)) for key in keys if key not in run.cells]
     return Row(
         data=data,
-        label=shown,
+        label=label,
         method=method,
         host=run.host,
         num_edits=num_edits,

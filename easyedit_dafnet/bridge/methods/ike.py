@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ...bench.method import Need, Request, Workbench
+from ...bench.unedited_model import model_fingerprint
 from ...checkpoint import write_text
 from ...dafnet_hparams import SettingsError
 from ..host import host_info
 from .host_method import HostMethod
-from .training import Archive, HostRecord, fingerprint, in_turn, model_identity, trainable
+from .training import Archive, HostRecord, fingerprint, in_turn, trainable
 
 ENCODER, SENTENCES = "encoder", "sentences.json"
 
@@ -99,7 +100,7 @@ class IKE(HostMethod):
     @cached_property
     def archive(self) -> Archive:
         encoder = self.hparams.sentence_model_name
-        made_of = model_identity(encoder or self.bench.model_name)
+        made_of = model_fingerprint(encoder or self.bench.model_name)
         return Archive(
             self.bench.folder,
             fingerprint(host_info().kind, encoder, self.LAYERS, made_of, self.facts),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutput
 
 from ...bench.method import Need, Request, Workbench
+from ...bench.unedited_model import model_fingerprint
 from ...dafnet_hparams import SettingsError
 from ...records import IGNORE
 from ..host import host_info
@@ -29,7 +30,6 @@ from .training import (
     fingerprint,
     freeze,
     in_turn,
-    model_identity,
     train,
     trainable,
     without_hook_warnings,
@@ -76,7 +76,7 @@ class TrainedMethod(HostMethod):
     def archive(self) -> Archive:
         settings = asdict(self.training_settings())
         decisive = {name: value for name, value in settings.items() if name not in self.ASIDE}
-        models = [model_identity(name) for name in self.made_of]
+        models = [model_fingerprint(name) for name in self.made_of]
         return Archive(
             self.bench.folder, fingerprint(host_info().kind, decisive, models, self.records)
         )

@@ -182,11 +182,3 @@ class Archive:
 def fingerprint(*parts: Any) -> str:
     """A short name for values that JSON can write."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def model_identity(model_name: str) -> Any:
-    """What tells language models apart without reading weights: the files and their sizes."""
-    folder = Path(model_name)
-    if not folder.is_dir():
-        return model_name
-    return sorted((f.name, f.stat().st_size) for f in folder.iterdir() if f.is_file())

@@ -10,7 +10,7 @@ import pytest
 from easyedit_dafnet.bench.report.markdown import to_markdown
 from easyedit_dafnet.bench.report.summary import Summary, summarise
 from easyedit_dafnet.bench.report.tables import cells_csv, edits_csv
-from tests.bench.report.runs import small_run
+from tests.bench.report.runs import lifelike_run, small_run
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,25 @@ def test_the_table_of_costs(summary: Summary) -> None:
     rows = section(to_markdown(summary), "Cost")
     ft = next(row for row in rows if row[:2] == ["FT", "2"])
     assert ft[2:] == ["0.500 s", "2.50 GB", "1.00 KB", "20.0 → 60.0", "10 min"]
+
+
+def test_tables_of_kinds_and_of_capability(tmp_path: Path) -> None:
+    run = lifelike_run(tmp_path / "run", ["zsre"], ["FT", "ROME"], [10])
+    for path in run.glob("cells/zsre/FT/n10-s1.json"):
+        body = json.loads(path.read_text())
+        path.write_text(json.dumps({**body, "capability": {"hellaswag": {"acc": 0.25}}}))
+    summary = summarise([run])
+    text = to_markdown(summary)
+    header, *rows = section(text, "Teacher-forced, by kind of probe")
+    assert header[2:] == [
+        "locality: neighborhood",
+        "portability: one-hop",
+        "portability: subject aliasing",
+    ]
+    assert [row[0].rstrip("†") for row in rows] == ["FT", "ROME"]
+    found = summary.of("zsre")[0].kinds["portability"]["one-hop"]["teacher_forced"]
+    assert found is not None and rows[0][3].startswith(f"{found.mean:.2f} ± ")
+    assert section(text, "Capability")[1] == ["FT", "10", "1", "hellaswag: acc: 0.25"]
 
 
 def test_notes_and_setup(summary: Summary) -> None:

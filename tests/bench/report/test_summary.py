@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -67,6 +68,26 @@ def test_failed_and_absent_cells(summary: Summary) -> None:
 def test_the_main_length_is_the_largest_that_is_done(summary: Summary) -> None:
     assert summary.lengths("zsre") == [2, 1000]
     assert summary.main_length("zsre") == 2
+
+
+def test_runs_of_two_models_and_other_records_stay_apart(tmp_path: Path) -> None:
+    runs = [
+        lifelike_run(tmp_path / "a", ["zsre", "cf"], ["FT", "ROME"], [10]),
+        lifelike_run(tmp_path / "b", ["zsre", "cf"], ["FT", "MEND"], [10]),
+    ]
+    suite = json.loads((runs[1] / "suite.json").read_text())
+    suite["asked"]["model"] = "models/llama"
+    suite["data"]["cf"]["digest"] = "other"
+    (runs[1] / "suite.json").write_text(json.dumps(suite))
+    summary = summarise(runs)
+    assert summary.data == ["zsre", "cf (a)", "cf (b)"]
+    assert {row.label for row in summary.of("zsre")} == {
+        "FT (SmolLM2-135M-Instruct)",
+        "ROME (SmolLM2-135M-Instruct)",
+        "FT (llama)",
+        "MEND (llama)",
+    }
+    assert {row.label for row in summary.of("cf (b)")} == {"FT (llama)", "MEND (llama)"}
 
 
 def test_labels_of_two_runs_carry_their_hosts(tmp_path: Path) -> None:
