@@ -9,6 +9,7 @@ import pytest
 
 from easyedit_dafnet.bench.cells import Cell, RunFolder, write_json
 from easyedit_dafnet.bench.data import KNOWN_FILES
+from easyedit_dafnet.bench.options import SUITES
 from easyedit_dafnet.bench.suite import (
     MethodEntry,
     Run,
@@ -124,6 +125,7 @@ def test_the_shipped_suites_can_be_read() -> None:
     ]
     suites = {name: Suite.read(read_suite_file(suite_file(name))) for name in names}
     assert all(suite.methods and suite.data for suite in suites.values())
+    assert set(suites) == set(SUITES.split(", ")), "help names them"
     for name in ("full", "paper"):
         labels = {method.label for method in suites[name].methods}
         assert {"unedited", "BFT", "DAFNet-published", "DAFNet-strong"} <= labels

@@ -206,5 +206,5 @@ def reading_notes() -> list[str]:
         "were not run are estimated from the method's nearest cells.",
         "State is what a method keeps for its edits beside the model's weights. Perplexity is that "
         "of plain text before and after the edits. Preparation, such as training, comes once, "
-        "before the first edit.",
+        "before the first edit; of a network that comes trained it is the time that its card says.",
     ]
