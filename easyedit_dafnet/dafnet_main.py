@@ -16,7 +16,14 @@ from .checkpoint import dafnet_for, warn_if_other_model
 from .dafnet import DAFNet, Past, Update
 from .dafnet_hparams import DAFNetHyperParams
 from .least_squares import Overshoot, Written
-from .records import TokenBatch, check_requests, encode_requests, in_context, prompt_numbers
+from .records import (
+    TokenBatch,
+    check_requests,
+    context_length,
+    encode_requests,
+    in_context,
+    prompt_numbers,
+)
 from .rehearsal import Rehearsal
 from .signals import EditedModule, edit_signals
 from .values import improved
@@ -181,12 +188,18 @@ class EditSequence:
     def encode(
         self, tok: Any, requests: Sequence[Mapping[str, Any]], model: Any
     ) -> list[TokenBatch]:
-        """The requests, as they are and after each context of the rehearsal."""
+        """The requests, as they are and after each context of the rehearsal that leaves room."""
         solved = self.held.written is not None
-        texts = [requests]
+        batches = [encode_requests(tok, requests, model, solved)]
+        lengths, limit = batches[0].attention_mask.sum(1).tolist(), context_length(model)
         for context in self.held.rehearsal.contexts:
-            texts.append([in_context(request, context) for request in requests])
-        return [encode_requests(tok, part, model, solved) for part in texts]
+            more = len(tok(context)["input_ids"])
+            after = [
+                in_context(request, context) if limit is None or length + more < limit else request
+                for request, length in zip(requests, lengths, strict=True)
+            ]
+            batches.append(encode_requests(tok, after, model, solved))
+        return batches
 
     def extend(
         self, model: Any, dafnet: DAFNet, batches: Sequence[TokenBatch], hparams: DAFNetHyperParams

@@ -391,6 +391,15 @@ def test_edits_are_asked_again_after_the_contexts(solved: Subject) -> None:
     assert sizes[0] == sizes[1]
 
 
+def test_a_long_prompt_is_asked_again_without_context(solved: Subject) -> None:
+    """Its context alone would make it longer than the model's positions reach (64)."""
+    model, long = solved.model(), {**REQUESTS[0], "prompt": "France " * 24 + REQUESTS[0]["prompt"]}
+    hparams = solved.hparams(rehearsed=3, rehearsal_contexts=["It was late. " * 4])
+    apply_dafnet_to_model(model, solved.tok, [long, REQUESTS[1]], hparams)
+    asked = [e.forms for e in getattr(model, STATE).held.rehearsal.edits.values()]
+    assert asked[0][1] == asked[0][0] and asked[1][1] != asked[1][0]
+
+
 def edit_one_by_one(model: Any, solved: Subject, hparams: DAFNetHyperParams) -> None:
     for request in REQUESTS:
         apply_dafnet_to_model(model, solved.tok, [request], hparams)
