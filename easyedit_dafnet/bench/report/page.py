@@ -329,7 +329,7 @@ class KindTable:
 
 
 def kind_tables(summary: Summary) -> Iterator[KindTable]:
-    """For data sets with at least two kinds."""
+    """For data sets with several kinds of one aspect."""
     for data in summary.data:
         rows = [row for row in summary.of(data) if row.kinds]
         if not (names := summary.kinds(data)):

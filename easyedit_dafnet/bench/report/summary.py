@@ -145,11 +145,12 @@ class Summary:
         return [row for row in self.rows if row.data == data and num_edits in (None, row.num_edits)]
 
     def kinds(self, data: str) -> list[tuple[str, str]]:
-        """Aspects and kinds of probe that the data set names; empty where there is only one."""
-        names = dict.fromkeys(
-            (a, k) for row in self.of(data) for a in row.kinds for k in row.kinds[a]
-        )
-        return list(names) if len(names) > 1 else []
+        """Aspects and kinds of probe, of those aspects of which the data set names several."""
+        found: dict[str, dict[str, None]] = {}
+        for row in self.of(data):
+            for aspect, kinds in row.kinds.items():
+                found.setdefault(aspect, {}).update(dict.fromkeys(kinds))
+        return [(a, kind) for a, kinds in found.items() if len(kinds) > 1 for kind in kinds]
 
     def lengths(self, data: str) -> list[int]:
         return sorted({row.num_edits for row in self.of(data)})
