@@ -10,7 +10,7 @@ from .markdown import to_markdown
 from .page import readme_plot, to_html
 from .publish import publish
 from .summary import Summary, summarise
-from .tables import cells_csv, edits_csv
+from .tables import cells_csv, edits_csv, kinds_csv
 
 __all__ = ["Summary", "publish", "summarise", "write_report"]
 
@@ -20,6 +20,7 @@ def write_report(
 ) -> tuple[list[Path], Summary]:
     """Write report.md, report.html, cells.csv and reliability-locality.svg into `out`.
 
+    With them kinds.csv, where a data set has several kinds of locality or portability.
     edits: write edits.csv, too. Each file appears as a whole or not at all.
 
     Returns:
@@ -33,6 +34,7 @@ def write_report(
         "report.md": to_markdown(summary),
         "report.html": to_html(summary),
         "cells.csv": cells_csv(summary),
+        "kinds.csv": kinds_csv(summary),
         "reliability-locality.svg": readme_plot(summary),
         "edits.csv": edits_csv(summary) if edits else None,
     }

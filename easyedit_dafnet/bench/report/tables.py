@@ -77,6 +77,27 @@ def cell_means(cell: Cell) -> Iterator[object]:
         yield from (blank(value) for value in (score, *(means[a] for a in ASPECTS)))
 
 
+def kinds_csv(summary: Summary) -> str | None:
+    """One row a kind of probe of every finished cell, for data sets that name several.
+
+    asked: edits that have such a probe. None if no data set does.
+    """
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\n")
+    place = ["data", "label", "host", "num_edits", "stream"]
+    write.writerow([*place, "aspect", "kind", "asked", *SCORINGS])
+    none = out.tell()
+    for row in summary.rows:
+        for cell in row.cells:
+            of_cell = [row.data, row.label, row.host, row.num_edits, cell.key.stream]
+            for aspect, kind in summary.kinds(row.data):
+                if values := cell.kinds.get(aspect, {}).get(kind):
+                    asked = max(np.count_nonzero(~np.isnan(values[s])) for s in SCORINGS)
+                    means = [blank(mean_of(values[s])) for s in SCORINGS]
+                    write.writerow([*of_cell, aspect, kind, asked, *means])
+    return out.getvalue() if out.tell() > none else None
+
+
 def edits_csv(summary: Summary) -> str:
     """One row an edit of every finished cell, first edit first."""
     columns = [f"{aspect}_{scoring}" for scoring in SCORINGS for aspect in ASPECTS]

@@ -9,7 +9,7 @@ import pytest
 
 from easyedit_dafnet.bench.report.markdown import to_markdown
 from easyedit_dafnet.bench.report.summary import Summary, summarise
-from easyedit_dafnet.bench.report.tables import cells_csv, edits_csv
+from easyedit_dafnet.bench.report.tables import cells_csv, edits_csv, kinds_csv
 from tests.bench.report.runs import lifelike_run, small_run
 
 
@@ -92,6 +92,22 @@ def test_a_row_an_edit(summary: Summary) -> None:
     assert [row["reliability_teacher_forced"] for row in rows[:4]] == ["1.0", "1.0", "1.0", "0.0"]
     assert [row["position"] for row in rows[:4]] == ["1", "2", "1", "2"]
     assert rows[1]["portability_teacher_forced"] == ""
+
+
+def test_a_row_a_kind_of_probe(tmp_path: Path) -> None:
+    run = lifelike_run(tmp_path / "run", ["counterfact", "zsre"], ["FT"], [10])
+    summary = summarise([run])
+    rows = list(csv.DictReader(io.StringIO(kinds_csv(summary) or "")))
+    assert {row["data"] for row in rows} == {"zsre"}  # counterfact names one kind of locality
+    assert [row["kind"] for row in rows[:2]] == ["one-hop", "subject aliasing"]
+    (cell,) = (row.cells[0] for row in summary.rows if row.data == "zsre")
+    forced = cell.scores["teacher_forced"]["portability"]
+    assert [row["asked"] for row in rows[:2]] == ["5", "5"]
+    assert float(rows[0]["teacher_forced"]) == pytest.approx(forced[:5].mean())
+
+
+def test_no_rows_where_no_data_set_names_several_kinds(summary: Summary) -> None:
+    assert kinds_csv(summary) is None
 
 
 def test_what_methods_say_of_themselves_is_told_once(tmp_path: Path) -> None:
