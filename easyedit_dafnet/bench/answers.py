@@ -31,6 +31,11 @@ def said(text: str) -> str:
     return _AT_THE_END.sub("", text).strip()
 
 
+def can_be_said(answer: str) -> bool:
+    """Whether a generated text can hold the whole answer: not what goes on after a stop."""
+    return normalise(said(answer)) == normalise(answer)
+
+
 def normalise(text: str) -> str:
     """Lower case, no ASCII punctuation, no articles, single spaces.
 

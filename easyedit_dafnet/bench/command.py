@@ -52,8 +52,9 @@ def run(args: argparse.Namespace) -> int:
     suite = read_settings(args, older)
     check_device(suite.device, here=args.engine == "local")
     transformers.logging.set_verbosity_error()
+    typed = {name for name in ("methods", "data") if getattr(args, name) is not None}
     with quiet(folder):
-        preflight = Preflight.check(suite, folder, older, strict=args.methods is not None)
+        preflight = Preflight.check(suite, folder, older, typed)
     for table in preflight.tables():
         console.print(table)
     mine = preflight.run(command_line())

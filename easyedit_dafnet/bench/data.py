@@ -102,8 +102,22 @@ def _probe(
     return []
 
 
+def _asked(entry: Json, name: str) -> list[tuple[Any, Any]]:
+    """Prompts with their answers."""
+    prompts, answers = entry.get("prompt"), entry.get("ground_truth")
+    if not isinstance(prompts, list) or len(prompts) < 2:
+        return [(prompts, answers)]
+    if not isinstance(answers, list) or len(answers) != len(prompts):
+        given = len(answers) if isinstance(answers, list) else 1
+        raise RequestError(
+            f"{name!r} has {len(prompts)} prompts and {given} ground truths; give one for each."
+        )
+    return list(zip(prompts, answers, strict=True))
+
+
 def _kinds(record: Json, key: str, left_out: Counter[str]) -> Kinds:
-    """From {kind: [{"prompt", "ground_truth"}]}."""
+    """From {kind: [{"prompt", "ground_truth"}]}, or EasyEdit's {kind: {"prompt": [...],
+    "ground_truth": [...]}} with an answer for each prompt."""
     by_kind = record.get(key) or {}
     if not isinstance(by_kind, Mapping):
         raise RequestError(f"{key!r} must be a dict of {{kind: [{{prompt, ground_truth}}]}}.")
@@ -111,7 +125,8 @@ def _kinds(record: Json, key: str, left_out: Counter[str]) -> Kinds:
         kind: tuple(
             probe
             for entry in _dicts(by_kind, kind)
-            for probe in _probe(entry.get("prompt"), entry.get("ground_truth"), left_out)
+            for prompt, answers in _asked(entry, f"{key} {kind}")
+            for probe in _probe(prompt, answers, left_out)
         )
         for kind in by_kind
     }
@@ -288,8 +303,9 @@ class _RippleEdits:
     def __call__(self, record: Json, left_out: Counter[str]) -> Fields:
         edit = _dict(record, "edit")
         subject, prompt, target = self.split(edit)
-        # Only counterfactual edits (random.json, popular.json) have one.
-        previous = _dict(edit, "previous_fact") if edit.get("previous_fact") else {}
+        # Only counterfactual edits (random.json, popular.json) have one; an earlier name follows.
+        key = next((k for k in ("original_fact", "previous_fact") if edit.get(k)), None)
+        previous = _dict(edit, key) if key else {}
         truth = _sentence(previous.get("prompt"))
         known = truth.startswith(prompt + " ")
         return {

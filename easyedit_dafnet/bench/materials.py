@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ..dafnet_hparams import nearest
 from ..text import moment_passages, perplexity_passages, text_name
 from .data import KNOWN_FILES, DataSource, data_names, find_data, load_data
 from .records import EditRecord
 from .streams import usable
 from .suite import Suite, SuiteError
+
+
+class UnknownData(SuiteError):
+    """A data set has no file and a name that the benchmark does not know."""
+
+
+class EvaluatedMissing(SuiteError):
+    """Records that are evaluated are not at hand, so that training could learn them."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,9 @@ class DataSet:
     def find(cls, name: str, path: str, folders: Sequence[str]) -> DataSet:
         """Read the set; without a path, look for it. Raises OSError, ValueError, ImportError."""
         if not path and name not in data_names():
+            if name not in KNOWN_FILES:
+                known = nearest(name, {*KNOWN_FILES, *data_names()})
+                raise UnknownData(f"no data set has this name and no file was given; {known}")
             found = find_data(name, folders)
             if found is None:
                 raise SuiteError(
@@ -38,6 +50,22 @@ class DataSet:
             path = str(found.absolute())
         kept, dropped = usable(DataSource(name, Path(path) if path else None).read())
         return cls(path, kept, dropped)
+
+    @classmethod
+    def again(
+        cls, name: str, planned: Mapping[str, Any], path: str, folders: Sequence[str]
+    ) -> DataSet:
+        """The set that a run's plan names: at `path`, where it was, or in the folders.
+
+        Raises as `find` does, and SuiteError when its records have changed.
+        """
+        path = path or str(planned["path"])
+        if path and not Path(path).exists() and name in KNOWN_FILES:
+            path = ""
+        data = cls.find(name, path, folders)
+        if data.describe()["digest"] != planned["digest"]:
+            raise SuiteError(f"The records of {name} have changed since the run began.")
+        return data
 
     @property
     def most_edits(self) -> int:
@@ -97,7 +125,12 @@ class TrainingRecords(Sequence[EditRecord]):
         if not self.sources:  # then the evaluated sets, which may not be at hand, do not matter
             return []
         given = [record for source in self.sources for record in self._read(source)]
-        records = (record for data in self.sets() for record in data.records)
+        try:
+            records = [record for data in self.sets() for record in data.records]
+        except (OSError, ValueError, ImportError) as error:
+            raise EvaluatedMissing(
+                f"training must leave out what is evaluated, and that is not at hand: {error}"
+            ) from error
         evaluated = {prompt for record in records for prompt in record.prompts()}
         kept = [record for record in given if evaluated.isdisjoint(record.prompts())]
         self.left_out = len(given) - len(kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,10 +13,17 @@ from rich.table import Table
 from .capability import check_tasks
 from .cells import RunFolder
 from .environment import host_version
-from .materials import DataSet, Passages, TrainingRecords, digest
+from .materials import (
+    DataSet,
+    EvaluatedMissing,
+    Passages,
+    TrainingRecords,
+    UnknownData,
+    digest,
+)
 from .method import Need
 from .registry import UnknownMethod, find_method, unavailable
-from .suite import Run, Suite
+from .suite import Run, Suite, SuiteError
 from .unedited_model import model_fingerprint, model_path
 from .worker import workbench
 
@@ -25,12 +32,14 @@ from .worker import workbench
 class Preflight:
     """needs, effective settings, hosts, notes: by method; sets: by name; reasons: why a method or
     a data set is left out. train: records to train on, by method, and by "" for all that have none
-    of their own; trained_on: what identifies those of a method's own."""
+    of their own; trained_on: what identifies those of a method's own. untrained: why nothing can be
+    trained."""
 
     suite: Suite
     train: dict[str, TrainingRecords] = field(default_factory=dict)
     trained_on: dict[str, str] = field(default_factory=dict)
-    common: Mapping[str, object] = field(default_factory=dict)
+    untrained: str = ""
+    common: dict[str, object] = field(default_factory=dict)
     needs: dict[str, list[Need]] = field(default_factory=dict)
     effective: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     hosts: dict[str, str] = field(default_factory=dict)
@@ -39,18 +48,20 @@ class Preflight:
     reasons: dict[str, str] = field(default_factory=dict)
 
     @classmethod
-    def check(cls, suite: Suite, folder: RunFolder, older: Run | None, strict: bool) -> Preflight:
+    def check(
+        cls, suite: Suite, folder: RunFolder, older: Run | None, typed: Container[str]
+    ) -> Preflight:
         """Look at everything; raises ValueError, OSError or ImportError where nothing can run.
 
-        older: what was run in the folder. strict: an unknown method is an error; the suites name
-        methods that some hosts lack.
+        older: what was run in the folder. typed: "methods" or "data" where the user named them: an
+        unknown one is then an error; the suites name methods that some hosts lack.
         """
         text = Passages.load(suite)
         earlier = older.data if older else {}
 
         def evaluated() -> list[DataSet]:
             others = [name for name in earlier if name not in found.sets]
-            sets = [DataSet.find(name, str(earlier[name]["path"]), ()) for name in others]
+            sets = [DataSet.again(name, earlier[name], "", suite.data_dir) for name in others]
             return [*found.sets.values(), *sets]
 
         found = cls(suite)
@@ -62,6 +73,10 @@ class Preflight:
         for name, path in suite.data.items():
             try:
                 found.sets[name] = DataSet.find(name, path, suite.data_dir)
+            except UnknownData as error:
+                if "data" in typed:
+                    raise SuiteError(f"data: {name!r}: {error}") from None
+                found.reasons[name] = str(error)
             except (OSError, ValueError, ImportError) as error:
                 found.reasons[name] = str(error)
         found.common = {
@@ -75,8 +90,14 @@ class Preflight:
             "capability_limit": suite.capability_limit if suite.capability else 0,
             "text": text.name,
             "perplexity_passages": suite.perplexity_passages,
-            "train": digest(list(found.train[""])),
         }
+        try:
+            found.common["train"] = digest(list(found.train[""]))
+        except EvaluatedMissing as error:  # methods that are trained are left out
+            if older is None:
+                raise
+            found.common["train"] = older.common["train"]
+            found.untrained = str(error)
         if suite.capability and importlib.util.find_spec("lm_eval") is None:
             raise ImportError(
                 "--capability needs lm-evaluation-harness: "
@@ -89,7 +110,7 @@ class Preflight:
             try:
                 factory = find_method(method.name)
             except UnknownMethod:
-                if strict:
+                if "methods" in typed:
                     raise
                 host = host_version() or "Python without EasyEdit"
                 found.reasons[method.label] = f"{host} has no method {method.name!r}"
@@ -153,9 +174,12 @@ class Preflight:
                 data.add_row(name, "", "", f"left out: {self.reasons[name]}")
         for label, train in self.train.items():
             if train.sources and label not in self.reasons:
+                what = f"to train {label} on" if label else "to train on"
+                if self.untrained:
+                    data.add_row(what, "", "", f"left out: {self.untrained}")
+                    continue
                 kept, left_out = len(train), train.left_out
                 note = f"left out: {left_out} that are evaluated" if left_out else ""
-                what = f"to train {label} on" if label else "to train on"
                 data.add_row(what, str(kept + left_out), str(kept), note)
         yield data
         methods = _table("Methods", "method", "needs", "")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from .answers import begins, exact_match, first_word, token_f1
+from .answers import begins, can_be_said, exact_match, first_word, token_f1
 from .passes import Asked, Passes, context
 from .records import EditRecord, Probe
 
@@ -58,7 +58,8 @@ class Scores:
     """Scores of records, in their order.
 
     teacher_forced, exact_match, token_f1, begins: for each metric of METRICS one number a record,
-    the mean over its probes; None where nothing is asked.
+    the mean over its probes; None where nothing is asked, and by the generated text (the last
+    three) where no generated text can hold an answer: it is of several sentences or too long.
     kinds: {"locality" or "portability": {kind: {scoring: [one number or None a record]}}}.
     texts: one dict a record: id, target_new, and for "prompt", "rephrase" and "locality" (the first
     of each) {"asked", "before", "after"}, or None; before and after are what the unedited and the
@@ -166,7 +167,8 @@ class Scorer:
         values: list[dict[str, Number]] = []
         for question, prompt, text in zip(questions, prompts, texts, strict=True):
             answers = [forced[prompt, a] for a in question.probe.answers[:1]]
-            values.append(_values(question, answers[0] if answers else None, text))
+            said = [a for a in question.probe.answers if self._can_be_said(a)]
+            values.append(_values(question, answers[0] if answers else None, said, text))
         return Scores(
             **{
                 scoring: {
@@ -186,6 +188,10 @@ class Scorer:
             texts=_texts(records, unedited, questions, texts),
             left_out=left_out,
         )
+
+    def _can_be_said(self, answer: str) -> bool:
+        length = len(self.tok(answer)["input_ids"])
+        return length <= self.max_new_tokens and can_be_said(answer)
 
     # ---- texts ----------------------------------------------------------------------------------
 
@@ -292,9 +298,11 @@ def _questions(
     return questions, left_out
 
 
-def _values(question: _Question, forced: Forced | None, text: str) -> dict[str, Number]:
-    """A question's score by each scoring."""
-    before, answers = question.before, question.probe.answers
+def _values(
+    question: _Question, forced: Forced | None, answers: Sequence[str], text: str
+) -> dict[str, Number]:
+    """A question's score by each scoring. answers: those that a generated text can hold."""
+    before = question.before
     if before is not None:
         same = agreement(forced.predicted, before["tokens"]) if forced else None
         wanted = [before["text"]]
@@ -305,10 +313,11 @@ def _values(question: _Question, forced: Forced | None, text: str) -> dict[str, 
             "token_f1": token_f1(text, wanted),
             "begins": first,
         }
+    right = forced.accuracy if forced else None
     if not answers:
-        return dict.fromkeys(SCORINGS)
+        return dict.fromkeys(SCORINGS, None) | {"teacher_forced": right}
     return {
-        "teacher_forced": forced.accuracy if forced else None,
+        "teacher_forced": right,
         "exact_match": exact_match(text, answers),
         "token_f1": token_f1(text, answers),
         "begins": begins(text, answers),

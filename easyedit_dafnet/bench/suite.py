@@ -24,6 +24,7 @@ from .cells import (
 )
 from .data import KNOWN_FILES, data_names
 
+_ENDINGS = (".json", ".jsonl", ".csv")  # of files of records
 _FILE_NAME = re.compile(r"[\w.+=-]+")
 
 
@@ -274,7 +275,7 @@ def _data(value: Any) -> dict[str, str]:
             name, _, path = str(entry).partition("=")
             if Path(str(entry)).is_file():
                 name, path = Path(entry).stem, str(entry)
-            elif "/" in name and not path:
+            elif not path and ("/" in name or Path(name).suffix in _ENDINGS):
                 raise SuiteError(f"data: there is no file {name!r}.")
             if name in sets:
                 raise SuiteError(f"data: two sets are called {name!r}; name them: one={path}.")

@@ -173,12 +173,9 @@ class Worker:
 
     def data_set(self, name: str) -> DataSet:
         if name not in self.data:
-            planned = self.plan.data[name]
-            path = self.suite.data.get(name) or planned["path"]
-            data = DataSet.find(name, path, self.suite.data_dir)
-            if data.describe()["digest"] != planned["digest"]:
-                raise SuiteError(f"The records of {name} have changed since the run began.")
-            self.data[name] = data
+            path = self.suite.data.get(name, "")
+            folders = self.suite.data_dir
+            self.data[name] = DataSet.again(name, self.plan.data[name], path, folders)
         return self.data[name]
 
     def stream(self, cell: Cell) -> list[EditRecord]:
@@ -450,6 +447,7 @@ def fail(folder: RunFolder, job: Job, error: Mapping[str, str], cell: Cell | Non
     """
     suite = Suite.read(job.suite)
     (entry,) = (m for m in suite.methods if m.label == job.label)
+    where = environment(suite.device) | {"command": job.command}
     for open_cell in folder.open_cells([cell] if cell else job.cells):
         result = {
             "format": FORMAT,
@@ -459,11 +457,12 @@ def fail(folder: RunFolder, job: Job, error: Mapping[str, str], cell: Cell | Non
             "error": error,
             "edits": [],
             "settings": dict(entry.settings),
-            "environment": environment(suite.device) | {"command": job.command},
+            "environment": where,
             "finished": now(),
         }
         with suppress(Timeout), folder.lock(open_cell).acquire(timeout=0):
-            write_json(folder.result(open_cell), result)
+            if not folder.result(open_cell).exists():  # another worker may have been faster
+                write_json(folder.result(open_cell), result)
 
 
 def _mean(numbers: Sequence[float | None]) -> float | None:

@@ -19,10 +19,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 from easyedit_dafnet.bench.cells import Cell, RunFolder, write_json
 from easyedit_dafnet.bench.command import forget_killed_workers
-from easyedit_dafnet.bench.worker import LONG
+from easyedit_dafnet.bench.worker import LONG, Job, fail
 from easyedit_dafnet.cli import main
 from tests.bench import plugin
 from tests.tiny import tiny_llama
@@ -410,6 +411,24 @@ def test_a_data_set_that_is_gone_hinders_no_other(bench: Bench) -> None:
     assert set(results(bench.folder(suite))) == {"nudge/n4-s0"}
 
 
+def test_a_data_set_that_is_gone_hinders_no_other_beside_records_to_train_on(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = plugin.write_records(bench.home / "train-60.json", 60)
+    gone = plugin.write_records(bench.home / "gone.json", 10)
+    data = {"gone": str(gone), "houses": str(bench.data)}
+    learns = {"name": "nudge", "label": "learns", "settings": {"log": str(bench.home / "l.log")}}
+    both: dict[str, Any] = {"methods": ["nudge", learns], "num_edits": [4], "train": str(train)}
+    suite = bench.suite("gone-train", data=data, **both)
+    assert bench.run(suite, "--max-hours", "1e-9") == 0
+    gone.unlink()
+    capsys.readouterr()
+    assert bench.run(suite, "--only", "method=nudge") == 0
+    assert set(results(bench.folder(suite))) == {"nudge/n4-s0"}
+    shown = capsys.readouterr().out
+    assert "training must leave out what is evaluated, and that is not at hand" in shown
+
+
 def test_what_fails_beside_the_method_fails_its_cell_alone(bench: Bench) -> None:
     other = plugin.write_records(bench.home / "barns.json", 10)
     data = {"barns": str(other), "houses": str(bench.data)}
@@ -487,6 +506,22 @@ def test_a_cell_that_another_worker_is_on_does_not_fail_with_the_method(bench: B
         assert results(folder).keys() == {"nudge/n1-s0"}
         process.kill()
         process.communicate()
+
+
+def test_a_cell_that_another_worker_ended_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cells = RunFolder(tmp_path), [Cell(1, 0, "houses", "FT"), Cell(4, 0, "houses", "FT")]
+    job = Job(str(tmp_path), {"methods": ["FT"]}, "FT", cells, None, "")
+    acquire = FileLock.acquire
+
+    def slow(lock: Any, *args: Any, **options: Any) -> Any:
+        write_json(folder.result(cells[1]), {"status": "done"})  # while the first is recorded
+        return acquire(lock, *args, **options)
+
+    monkeypatch.setattr(FileLock, "acquire", slow)
+    fail(folder, job, {"type": "OSError", "message": "", "traceback": ""})
+    assert [found["status"] for found in results(folder).values()] == ["failed", "done"]
 
 
 def test_what_a_method_says_of_itself_is_in_the_plan(bench: Bench) -> None:
@@ -576,6 +611,8 @@ def test_a_dry_run_shows_the_plan(bench: Bench, capsys: pytest.CaptureFixture[st
         (["--methods", "nudg"], "There is no method 'nudg'; did you mean 'nudge'?"),
         (["--data", "castles=castles.json"], "Nothing can run: the tables say what is missing."),
         (["--data", "castles/castles.json"], "data: there is no file 'castles/castles.json'."),
+        (["--data", "castles.json"], "data: there is no file 'castles.json'."),
+        (["--data", "counterfac"], "no file was given; did you mean 'counterfact'?"),
         (["--device", "gpu"], "device is 'gpu'; it must be cpu, cuda or cuda:NUMBER."),
         (["--device", "mps"], "device is 'mps'; it must be cpu, cuda or cuda:NUMBER."),
         (["--device", "cuda:1"], "device is 'cuda:1', and PyTorch finds no such GPU here"),

@@ -121,7 +121,7 @@ def ripple(
 ) -> dict[str, Any]:
     edit = {"prompt": sentence, "subject_id": "Q1", "relation": relation, "target_id": target}
     if previous:
-        edit["previous_fact"] = {**edit, "prompt": previous, "target_id": "Q0"}  # type: ignore
+        edit["original_fact"] = {**edit, "prompt": previous, "target_id": "Q0"}  # type: ignore
     kinds = (*data.RIPPLE_LOCALITY, *data.RIPPLE_PORTABILITY)
     return {
         "example_type": "popular" if previous else "recent",
@@ -321,6 +321,19 @@ def test_training_draws_one_of_the_texts_of_a_record(tmp_path: Path) -> None:
     assert {f["locality_prompt"] for f in flat} == asked and opposite["prompt"] in asked
 
 
+def test_probes_as_easyedits_editor_takes_them(tmp_path: Path) -> None:
+    near = {"prompt": ["Sudland sings", "Westland sings"], "ground_truth": ["Kyrie", ["A", "B"]]}
+    record = {"prompt": "Norland sings", "target_new": "Gloria", "locality": {"near": near}}
+    (edit,) = read_edits(write(tmp_path, [record]))
+    assert edit.locality["near"] == (
+        Probe("Sudland sings", ("Kyrie",)),
+        Probe("Westland sings", ("A", "B")),
+    )
+    near["ground_truth"] = ["Kyrie"]
+    with pytest.raises(RequestError, match="'locality near' has 2 prompts and 1 ground truths"):
+        read_edits(write(tmp_path, [record]))
+
+
 # --- RippleEdits ---
 
 
@@ -354,6 +367,13 @@ def test_ripple_edits(tmp_path: Path) -> None:
         },
     )
     assert (other.subject, other.target_new, other.ground_truth) == ("Jonna Ek", "Peru", "")
+
+
+def test_ripple_edits_before_previous_facts_became_original_ones(tmp_path: Path) -> None:
+    edit = {**RIPPLE[0]["edit"]}
+    edit["previous_fact"] = edit.pop("original_fact")
+    (first, _) = read_edits(write(tmp_path, [{**RIPPLE[0], "edit": edit}, RIPPLE[1]]))
+    assert first.ground_truth == "Chile"
 
 
 def _of(probe: Probe) -> tuple[str, tuple[str, ...]]:

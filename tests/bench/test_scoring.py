@@ -185,6 +185,21 @@ def test_scores_of_generated_texts(talker: Any) -> None:
     assert kinds["composed"]["exact_match"] == [1, None, None]
 
 
+def test_an_answer_that_no_generated_text_can_hold_is_scored_teacher_forced_only(
+    talker: Any,
+) -> None:
+    prompt = "The capital of Italy is"
+    two = Probe(prompt, ("Oslo, a well known town. London",))
+    long = Probe(prompt, ("Oslo, a well known town" * 6,))
+    record = EditRecord("a", "The twins", "Rome", portability={"two": (two,), "long": (long,)})
+    found = scored(talker, [record])
+    assert found.teacher_forced["portability"][0] is not None
+    assert found.kinds["portability"]["two"]["teacher_forced"] == [1]
+    for scoring in SCORINGS[1:]:
+        assert getattr(found, scoring)["portability"] == [None]
+        assert getattr(found, scoring)["reliability"] != [None]
+
+
 def test_a_probe_whose_conditions_fail_is_left_out_and_counted(talker: Any, edited: Any) -> None:
     scorer = Scorer(TOK)
     unedited = scorer.unedited(talker, RECORDS)

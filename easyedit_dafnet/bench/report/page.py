@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..answers import begins
 from .bootstrap import Estimate
 from .markdown import QUALITY, perplexity_text, streams
 from .notes import (
@@ -111,7 +112,7 @@ class EditTexts:
         """Whether an answer opens with the new target or, of locality, is the old one."""
         if name == "locality":
             return text == self.before[name]
-        return text.strip().lower().startswith(self.target_new.strip().lower())
+        return bool(begins(text, [self.target_new]))
 
 
 def to_html(summary: Summary) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -97,6 +97,14 @@ class MELO(HostMethod):
         # The tokenizer of a classifier that EasyEdit loads and does not use.
         values["lora"].cls_name = self.bench.model_name
         return values
+
+    @property
+    def effective_settings(self) -> Mapping[str, Any]:
+        """Without the folder's name, of the machine, in the parts either."""
+        settings = {**super().effective_settings}
+        for part, names in (("model", ("name", "tokenizer_name")), ("lora", ("cls_name",))):
+            settings[part] = {n: v for n, v in settings[part].items() if n not in names}
+        return settings
 
     def start(self, model: Any) -> None:
         super().start(model)

@@ -38,6 +38,10 @@ class LocatedMethod(HostMethod):
         if self.moment_modules(self.hparams):
             self.moments.prepare()
 
+    def preparation_seconds(self) -> float | None:
+        """Of what it needs, although methods share it and one of them made it."""
+        return self.moments.seconds() if self.moment_modules(self.hparams) else None
+
     def start(self, model: Any) -> None:
         super().start(model)
         # By this the host looks for the moments' files.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
+from ...bench.cells import read_json, write_json
 from ...bench.method import Need, Request
 from ...dafnet_hparams import SettingsError
 from .host_method import HostMethod, clean_state
@@ -68,6 +70,7 @@ class NullSpaceMethod(UnmarkedMethod):
         path = Path(self.hparams.P_loc)
         if path.is_file():
             return
+        began = time.perf_counter()
         host = importlib.import_module(self.host_module)
         model = self.bench.load_model()
         model.config._name_or_path = self.bench.model_name
@@ -76,8 +79,15 @@ class NullSpaceMethod(UnmarkedMethod):
         matrices = [host.get_project(model, tok, layer, hparams) for layer in hparams.layers]
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             torch.save(torch.stack(matrices), file)
+        seconds = time.perf_counter() - began
+        write_json(path.with_suffix(".json"), {"seconds": seconds})
         Path(file.name).replace(path)
         clean_state().put_back()
+
+    def preparation_seconds(self) -> float | None:
+        moments = super().preparation_seconds()
+        own = read_json(Path(self.hparams.P_loc).with_suffix(".json"))
+        return None if moments is None or own is None else moments + own["seconds"]
 
 
 class AlphaEdit(NullSpaceMethod):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -89,8 +90,21 @@ class SecondMoments:
         with FileLock(self.folder / "lock"):  # other methods may be making the same
             missing = [module for module in self.modules if not self.path(module).is_file()]
             if missing:
-                for module, moments in self._sums(missing).items():
-                    self._write(module, moments)
+                began = time.perf_counter()
+                sums = self._sums(missing)
+                each = (time.perf_counter() - began) / len(missing)
+                for module, moments in sums.items():
+                    self._write(module, moments, each)
+
+    def seconds(self) -> float | None:
+        """What making the files took, whichever method had it done; None where one does not say."""
+        total = 0.0
+        for module in self.modules:
+            with np.load(self.path(module)) as file:
+                if "seconds" not in file:
+                    return None
+                total += float(file["seconds"])
+        return total
 
     def _too_short(self) -> str:
         return (
@@ -110,13 +124,14 @@ class SecondMoments:
                 )
         return sums
 
-    def _write(self, module: str, moments: Tensor) -> None:
+    def _write(self, module: str, moments: Tensor, seconds: float) -> None:
         path = self.path(module)
         arrays: dict[str, Any] = {
             "mom2.constructor": "easyeditor.util.runningstats.SecondMoment()",
             "mom2.count": self.tokens,
             "mom2.mom2": moments.cpu().numpy(),
             "sample_size": self.tokens,
+            "seconds": seconds,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:

@@ -44,6 +44,11 @@ class DPO(HostMethod):
     note = "each edit's adapter is merged into the weights before the next edit"
 
     def as_asked(self, request: Request) -> dict[str, Any]:
+        if not request.get("ground_truth"):
+            raise ValueError(
+                f"DPO prefers a new answer to the old one, and the record with the prompt "
+                f"{request['prompt']!r} has no ground_truth."
+            )
         return {**request, "target_neg": request["ground_truth"]}
 
     def apply(self, tok: Any, requests: list[dict[str, Any]]) -> Any:

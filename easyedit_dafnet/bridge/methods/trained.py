@@ -119,6 +119,10 @@ class TrainedMethod(HostMethod):
         }
         self.archive.write(tensors, note)
 
+    def preparation_seconds(self) -> float | None:
+        """The training's, without what an interrupted one before it lost."""
+        return self.archive.note().get("seconds")
+
     def start(self, model: Any) -> None:
         if not self.archive.is_ready():
             raise RuntimeError(f"{self.name} is not trained yet: call prepare first.")

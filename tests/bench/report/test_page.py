@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from easyedit_dafnet.bench.report import write_report
+from easyedit_dafnet.bench.report.page import EditTexts
 from tests.bench.report.runs import lifelike_run, write_json
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -313,3 +314,15 @@ def test_the_page_needs_nothing_else(page: str) -> None:
     text = Path(page.removeprefix("file://")).read_text(encoding="utf-8")
     for reference in ("http:", "https:", "src=", "url(", "@import"):
         assert reference not in text
+
+
+@pytest.mark.parametrize(
+    ("target", "text", "right"),
+    [
+        ("France", "France, of course", True),
+        ("France", "Francesca and", False),
+        ("Paris", '"Paris" is', True),
+    ],
+)
+def test_an_answer_is_marked_as_the_scores_count_it(target: str, text: str, right: bool) -> None:
+    assert EditTexts("zsre", 1, 1, target).wanted("prompt", text) is right

@@ -298,6 +298,20 @@ def test_wise_trains_on_short_unrelated_texts(make: Maker) -> None:
         make("WISE", retrieve=False)
 
 
+def test_two_null_space_methods_share_what_one_prepared(make: Maker, tmp_path: Path) -> None:
+    first = make("AlphaEdit").preparation_seconds()
+    assert first and make("SPHERE").preparation_seconds() == first
+
+
+def test_dpo_needs_an_answer_to_prefer_the_new_one_to(make: Maker) -> None:
+    with pytest.raises(ValueError, match="'The twins' has no ground_truth"):
+        make("DPO").as_asked({"prompt": "The twins", "target_new": "Rome", "ground_truth": ""})
+
+
+def test_melos_settings_do_not_name_the_folder(make: Maker, llama: Path) -> None:
+    assert str(llama.name) not in str(make("MELO").effective_settings)
+
+
 @pytest.mark.parametrize(
     ("prompt", "subject", "single"),
     [

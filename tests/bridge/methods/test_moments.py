@@ -74,6 +74,10 @@ def test_made_once_for_all_methods(make: Maker, bench: Workbench) -> None:
     rome.prepare()
     assert not list(bench.folder.parent.rglob("*.part"))
     assert make("ROME").needs() == []
+    # Each method says what its own took, whoever made it.
+    memit, used = make("MEMIT").preparation_seconds(), rome.preparation_seconds()
+    assert memit and used == pytest.approx(memit / 2)
+    assert make("ROME").preparation_seconds() is None
 
 
 def test_another_text_has_other_files(bench: Workbench) -> None:
