@@ -172,7 +172,7 @@ class EditSequence:
             )
             changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
             if held.rehearsal.earlier:
-                texts, key = held.rehearsal.turn([b[rows] for b in batches], key)
+                due, texts, key = held.rehearsal.turn([b[rows] for b in batches], key)
                 nothing = [v.new_zeros(len(texts), v.shape[1]) for v in values]
                 weights = {
                     name: self._value(name, change, model.get_parameter(name), written)
@@ -181,7 +181,7 @@ class EditSequence:
                 lacking = improved(
                     model, self.modules, texts, nothing, weights, 1, held.rehearsal.rate, len(texts)
                 )
-                steps = written.corrections(key, lacking)
+                steps, written = written.corrected(key, lacking, due)
                 changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
         return replace(held, changes=changes, past=cast(Past, past), written=written)
 
@@ -191,6 +191,13 @@ class EditSequence:
         """The requests, as they are and after each context of the rehearsal that leaves room."""
         solved = self.held.written is not None
         batches = [encode_requests(tok, requests, model, solved)]
+        if (at := batches[0].at) is not None and (first := (at == 0).nonzero().flatten().tolist()):
+            # There models without a begin token take any token for the same key.
+            LOG.warning(
+                "%d of %d requests, such as %r, have their subject in the first token, where an "
+                "edit may not hold; word the prompt so that the subject comes later.",
+                len(first), len(requests), requests[first[0]]["prompt"],
+            )  # fmt: skip
         lengths, limit = batches[0].attention_mask.sum(1).tolist(), context_length(model)
         for context in self.held.rehearsal.contexts:
             more = len(tok(context)["input_ids"])

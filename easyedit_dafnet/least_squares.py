@@ -20,14 +20,15 @@ and the cost of an edit does not depend on how many there were.
 
 An edit whose key was written before is about the same subject, after the same words. Least squares
 would settle between the two; here the former one gives way where the prompt is the same, and both
-are kept, as a sum, where it is another. Either way what S knew along the key is forgotten first
+are kept, as a sum, where it is another: then it is noted what the later one adds, so that either
+can give way alone. Either way what S knew along the key is forgotten first
 (directional forgetting).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,13 +59,26 @@ class Overshoot:
 
 
 @dataclass(frozen=True)
+class Known:
+    """An edit whose key was written before. prompt: its own; prompts: of the edits at that key."""
+
+    prompt: int
+    prompts: frozenset[int]
+
+    @property
+    def again(self) -> bool:
+        return self.prompt in self.prompts
+
+
+@dataclass(frozen=True)
 class Written:
     """What is kept of the p edits so far.
 
     inverses: S [d_in, d_in], one a module; constant in size.
     keys: [p, d_in], those of the first module, of unit length in its metric; prompts: [p], a number
     that tells prompts apart. protection: what lambda was multiplied by. overshoot: how loud the
-    values are.
+    values are. added: by the prompts whose key another prompt had before, [d_out] a module: what
+    their edits add to the value at that key; the rest of it is the first prompt's.
     """
 
     inverses: list[Tensor]
@@ -72,26 +86,49 @@ class Written:
     prompts: Tensor
     protection: float
     overshoot: Overshoot
+    added: Mapping[int, list[Tensor]]
 
     @property
     def margin(self) -> float:
         """What all values are multiplied by now. A fact edited again counts once."""
         return self.overshoot(len(self.prompts.unique()))
 
-    def corrections(
-        self, keys: Sequence[Tensor], values: Sequence[Tensor]
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Two factors a module of what changes when edits that are written get further values.
+    def corrected(
+        self, keys: Sequence[Tensor], values: Sequence[Tensor], prompts: Sequence[int]
+    ) -> tuple[list[tuple[Tensor, Tensor]], Written]:
+        """Two factors a module of what changes when edits that are written get further values, and
+        the new state.
 
-        keys [n, d_in]; values [n, d_out], as they are to count with the margin. Of all edits so far
+        keys [n, d_in]; values [n, d_out], as they are to count with the margin; prompts, their
+        numbers. Of all edits so far
         dW = S Kᵀ V (unless a subject was edited again, of which S has forgotten a part), so it is
         S Kᵀ times what is added to V. What S knows stays the same.
         """
-        margin = self.margin
-        return [
+        margin, added = self.margin, {**self.added}
+        steps = [
             (key @ inverse, value / margin)
             for key, value, inverse in zip(keys, values, self.inverses, strict=True)
         ]
+        for i, prompt in enumerate(prompts):
+            if prompt in added:
+                added[prompt] = [
+                    before + (spread[i] @ key[i]) * value[i]
+                    for before, key, (spread, value) in zip(added[prompt], keys, steps, strict=True)
+                ]
+        return steps, replace(self, added=added)
+
+    def former(self, known: Known, m: int, has: Tensor) -> Tensor:
+        """What the edit that gives way put at its key in module m, of all that is there.
+
+        has: [1, d_out]; so is what is returned, 0 where none gives way.
+        """
+        if not known.again:
+            return torch.zeros_like(has)
+        if known.prompt in self.added:
+            return self.added[known.prompt][m][None]
+        for prompt in known.prompts & self.added.keys():
+            has = has - self.added[prompt][m]
+        return has
 
     @property
     def bytes_per_edit(self) -> int:
@@ -158,11 +195,13 @@ class LeastSquares(nn.Module):
         """The state before the first edit, with lambda `protection` times the trained one."""
         device, inverses = self.log_weights.device, []
         for m in range(len(self.log_weights)):
-            width = len(self.get_buffer(f"directions_{m}"))
-            inverses.append(self.spread(m, torch.eye(width, device=device)) / protection)
+            directions, freedom = (self.get_buffer(f"{n}_{m}") for n in ("directions", "freedom"))
+            inverse = -(directions * (1 - freedom)) @ directions.T
+            inverse.diagonal().add_(1)
+            inverses.append(inverse / (self.log_weights[m].exp() * protection))
         none = torch.zeros(0, dtype=torch.long, device=device)
         keys = torch.zeros(0, len(inverses[0]), device=device)
-        return Written(inverses, keys, none, protection, overshoot or Overshoot())
+        return Written(inverses, keys, none, protection, overshoot or Overshoot(), {})
 
     @torch.no_grad()
     def write(
@@ -180,32 +219,37 @@ class LeastSquares(nn.Module):
         added to its dW, and the new state.
         """
         steps: list[list[tuple[Tensor, Tensor]]] = [[] for _ in keys]
-        for rows, same_prompt in self._groups(keys[0], prompts, written):
-            inverses = []
+        for rows, known in self._groups(keys[0], prompts, written):
+            inverses, given = [], []
             for m, (k, v) in enumerate(zip(keys, values, strict=True)):
-                key, inverse = k[rows], written.inverses[m]
+                key, value, inverse = k[rows], v[rows], written.inverses[m]
                 spread = key @ inverse
-                if same_prompt is not None:  # one edit, about a subject known before
+                if known is not None:
                     size = (spread @ key.T).item()
                     first = (self.spread(m, key) @ key.T).item() / written.protection
                     lost = spread * max(0.0, first - size) ** 0.5 / max(size, 1e-12)
                     inverse = inverse + lost.T @ lost
                     spread = key @ inverse
                 gain = gains(key, spread)
-                residual = v[rows]
-                if same_prompt is not False:
-                    has = key @ changes[m]
-                    for before, step in steps[m]:
-                        has = has + (key @ before.T) @ step
+                has = key @ changes[m]
+                for before, step in steps[m]:
+                    has = has + (key @ before.T) @ step
+                if known is not None:
+                    share = gain @ key.T
+                    given.append((share @ value)[0])
                     # All of the former edit goes, not the share of it that the new one gets.
-                    residual = residual - (has / (gain @ key.T) if same_prompt else has)
-                steps[m].append((gain, residual))
+                    has = written.former(known, m, has) / share
+                steps[m].append((gain, value - has))
                 inverses.append(inverse - spread.T @ gain)
+            added = written.added
+            if known is not None and (not known.again or known.prompt in added):
+                added = {**added, known.prompt: given}
             written = replace(
                 written,
                 inverses=inverses,
                 keys=torch.cat([written.keys, self._unit(keys[0][rows])]),
                 prompts=torch.cat([written.prompts, prompts[rows]]),
+                added=added,
             )
         joined = [(torch.cat(a), torch.cat(b)) for a, b in (zip(*s, strict=True) for s in steps)]
         return joined, written
@@ -218,21 +262,21 @@ class LeastSquares(nn.Module):
 
     def _groups(
         self, keys: Tensor, prompts: Tensor, written: Written
-    ) -> list[tuple[slice, bool | None]]:
+    ) -> list[tuple[slice, Known | None]]:
         """The n edits in runs that are solved together, in order.
 
-        An edit of a subject known before is a run of its own, and with it stands whether that was
-        with the same prompt; with all others stands None.
+        An edit of a subject known before is a run of its own, and with it stands what is known;
+        with all others stands None.
         """
         unit = self._unit(keys)
+        numbers = torch.cat([written.prompts, prompts])
         alike = unit @ torch.cat([written.keys, unit]).T >= SAME_KEY
         alike = alike.tril(len(written.keys) - 1)  # with what came before
-        same = prompts[:, None] == torch.cat([written.prompts, prompts])
-        known, repeated = alike.any(1).tolist(), (alike & same).any(1).tolist()
-        groups: list[tuple[slice, bool | None]] = []
-        for i in range(len(keys)):
-            if known[i]:
-                groups.append((slice(i, i + 1), repeated[i]))
+        groups: list[tuple[slice, Known | None]] = []
+        for i, known in enumerate(alike.any(1).tolist()):
+            if known:
+                before = frozenset(numbers[alike[i]].tolist())
+                groups.append((slice(i, i + 1), Known(int(prompts[i]), before)))
             elif groups and groups[-1][1] is None:
                 groups[-1] = slice(groups[-1][0].start, i + 1), None
             else:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import random
 import re
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -111,26 +111,54 @@ def encode_targets(
     return padded(ids, labels)
 
 
-# Words that may stand inside a name, and capitalised ones that questions begin with.
+# Words that may stand inside a name, and those that are none, capitalised or not.
 _INSIDE = r"(?:of|the|de|la|du|van|von|der|and|for|in|on|at|to|y|e|&)"
 _NAME = re.compile(rf"[A-Z0-9][\w'’.:!-]*(?:,? {_INSIDE}(?= )| ?[A-Z0-9&][\w'’.:!-]*| [IVX]+)*")
-_OPENING = {"what", "who", "which", "where", "when", "why", "how", "the", "in", "a", "an", "on"}
+_VERB = "is|are|was|were|be|been|has|have|had|do|does|did|can|could|will|would|may"
+_SMALL = (
+    f"{_VERB}|what|who|whom|whose|which|where|when|why|how|the|a|an|in|on|at|by|of|to|from|for|with|"
+    "as|and|or|during|after|before|if|it|its|he|his|she|her|they|their|we|our|you|your|i|my|this|"
+    "that|these|those|there|not|called|named|known|located|born"
+)
+
+
+def _is(kind: str, word: str) -> bool:
+    return re.fullmatch(kind, word.strip(",;"), re.IGNORECASE) is not None
 
 
 def guess_subject(prompt: str) -> str:
-    """What a prompt is about, where nobody says so: its longest name, else all of it.
+    """What a prompt is about, where nobody says so: its longest name, a first word only if alone.
 
-    A name is a run of capitalised words, with small ones such as "of" between them.
+    A name is a run of capitalised words, with small ones such as "of" between them. Without one it
+    is the last run of words before the verb that are not small, or all of the prompt.
     """
     names = []
-    for name in _NAME.findall(prompt):
-        words = name.split(" ")
-        while words and words[0].lower() in _OPENING and len(words) > 1:
+    for match in _NAME.finditer(prompt):
+        words = match[0].split(" ")
+        while words and _is(_SMALL, words[0]):
             words = words[1:]
-        if not (len(words) == 1 and words[0].lower() in _OPENING):
-            name = " ".join(words).rstrip(",.:!?")
-            names.append(re.sub(r"['’]s$", "", name))
-    return max(names, key=len, default=prompt)
+        if name := " ".join(words).rstrip(",.:!?"):
+            names.append((match.start() > 0, re.sub(r"['’]s$", "", name)))
+    inside = [name for is_inside, name in names if is_inside or " " in name]
+    if found := inside or [name for _, name in names]:
+        return max(found, key=len)
+    words = prompt.rstrip(" .:?!").split(" ")
+    small = [_is(_SMALL, word) for word in words]
+    for end in reversed([i for i, word in enumerate(words) if _is(_VERB, word)]):
+        if not all(small[:end]):
+            words, small = words[:end], small[:end]
+            break
+    while small and small[-1]:
+        words, small = words[:-1], small[:-1]
+    start = max((i + 1 for i, is_small in enumerate(small) if is_small), default=0)
+    return " ".join(words[start:]) or prompt
+
+
+def subject_of(request: Mapping[str, Any]) -> Any:
+    """What the request says, without space around it; a guess where it says nothing."""
+    subject = request.get("subject")
+    subject = subject.strip() if isinstance(subject, str) else subject
+    return guess_subject(request["prompt"]) if subject in (None, "") else subject
 
 
 def subject_positions(tok: Any, requests: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -141,10 +169,8 @@ def subject_positions(tok: Any, requests: Sequence[Mapping[str, Any]]) -> Tensor
     """
     beginnings = []
     for i, request in enumerate(requests):
-        prompt, subject = request["prompt"], request.get("subject")
-        if subject is None:
-            subject = guess_subject(prompt)
-        elif not isinstance(subject, str) or not subject.strip() or subject not in prompt:
+        prompt, subject = request["prompt"], subject_of(request)
+        if not isinstance(subject, str) or subject not in prompt:
             raise RequestError(
                 f"Request {i}: the subject {subject!r} is not in the prompt {prompt!r}; give the "
                 "words of the prompt that name what the fact is about, or no subject."
@@ -154,9 +180,14 @@ def subject_positions(tok: Any, requests: Sequence[Mapping[str, Any]]) -> Tensor
 
 
 def prompt_numbers(batch: TokenBatch) -> Tensor:
-    """[n], a number for each prompt: the same where the tokens up to the target are."""
+    """[n], a number of 64 bits for each prompt: the same where the tokens up to the target are."""
+
+    def number(tokens: Tensor) -> int:
+        digest = hashlib.blake2b(tokens.cpu().numpy().tobytes(), digest_size=8).digest()
+        return int.from_bytes(digest, "little", signed=True)
+
     rows = zip(batch.input_ids, batch.targets.int().argmax(1), strict=True)
-    return torch.tensor([zlib.crc32(ids[: t + 1].cpu().numpy().tobytes()) for ids, t in rows])
+    return torch.tensor([number(ids[: t + 1]) for ids, t in rows])
 
 
 def encode_passages(
@@ -203,10 +234,7 @@ def context_length(model: Any) -> int | None:
 
 def in_context(request: Mapping[str, Any], context: str) -> dict[str, Any]:
     """The request with its prompt after a text, and with a subject: none is guessed in the text."""
-    subject = request.get("subject")
-    if subject is None:
-        subject = guess_subject(request["prompt"])
-    return {**request, "prompt": f"{context} {request['prompt']}", "subject": subject}
+    return {**request, "prompt": f"{context} {request['prompt']}", "subject": subject_of(request)}
 
 
 def encode_requests(

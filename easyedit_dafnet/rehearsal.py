@@ -86,11 +86,12 @@ class Rehearsal:
 
     def turn(
         self, texts: Sequence[TokenBatch], keys: Sequence[Tensor]
-    ) -> tuple[TokenBatch, list[Tensor]]:
+    ) -> tuple[list[int], TokenBatch, list[Tensor]]:
         """The edits whose turn it is, and the new one; all wait for their next turn.
 
         The new edit, of texts [1, length], alone and after each context, and keys [1, d_in], takes
-        the place of one with the same prompt. Returns texts [n, length] and keys [n, d_in].
+        the place of one with the same prompt. Returns the numbers of their prompts, texts
+        [n, length] and keys [n, d_in].
         """
         if not self.keys:
             buffers = [key.new_empty(1, 1, ROOM, key.shape[1], dtype=self.dtype) for key in keys]
@@ -106,6 +107,8 @@ class Rehearsal:
         forms = [edit.form for edit in due.values()]
         asked = padded([form.ids for form in forms], [form.labels for form in forms])
         places = [edit.row for edit in due.values()]
-        return replace(asked, at=torch.tensor([form.at for form in forms])), [
-            rows.filled[0, 0, places].float() for rows in self.keys
-        ]
+        return (
+            list(due),
+            replace(asked, at=torch.tensor([form.at for form in forms])),
+            [rows.filled[0, 0, places].float() for rows in self.keys],
+        )

@@ -324,10 +324,11 @@ def test_any_split_of_a_solved_sequence_gives_the_same_change(
         margin=3.0, margin_decay=decay, protection=4.0,
         rehearsed=rehearsed, rehearsal_contexts=contexts,
     )  # fmt: skip
-    apply_dafnet_to_model(whole, solved.tok, REQUESTS, hparams)
+    requests = [*REQUESTS[:-1], {**REQUESTS[1], "target_new": "Oslo"}]  # one is edited again
+    apply_dafnet_to_model(whole, solved.tok, requests, hparams)
     start = 0
     for size in split:
-        part = REQUESTS[start : start + size]
+        part = requests[start : start + size]
         apply_dafnet_to_model(parts, solved.tok, part, hparams)
         start += size
     one, two = changes(parts, before), changes(whole, before)
@@ -335,6 +336,33 @@ def test_any_split_of_a_solved_sequence_gives_the_same_change(
     for name in one:
         # Adam divides small gradients by their size, so rounding shows more than elsewhere.
         assert (one[name] - two[name]).norm() <= 1e-3 * two[name].norm(), name
+
+
+def test_a_fact_edited_again_leaves_others_of_its_subject_alone(solved: Subject) -> None:
+    """The former value gives way, and what another prompt about the subject put there stays."""
+    about = {"subject": "France"}
+    one = {"prompt": "The capital of France is", "target_new": "Rome", **about}
+    other = {"prompt": "The capital of France, they say, is", "target_new": "Oslo", **about}
+    new = {**one, "target_new": "Lyon"}
+    kept, again = (solved.model() for _ in range(2))
+    before = snapshot(kept)
+    edit(solved, kept, [other, new])
+    edit(solved, again, [one, other, new])
+    a, b = changes(again, before), changes(kept, before)
+    for name in a:
+        # Which came first is forgotten but for the share of its value that a later one gets.
+        assert (a[name] - b[name]).norm() <= 0.1 * b[name].norm(), name
+
+
+def test_a_subject_in_the_first_token_is_warned_of(
+    solved: Subject, caplog: pytest.LogCaptureFixture
+) -> None:
+    adds_a_token = len(solved.tok("France")["input_ids"]) > len(solved.tok.tokenize("France"))
+    request = {"prompt": "France lies in", "target_new": "Rome", "subject": "France"}
+    with caplog.at_level(logging.WARNING):
+        edit(solved, solved.model(), [request])
+        told = "'France lies in', have their subject in the first token" in caplog.text
+    assert told is (len(solved.tok.tokenize("France")) == 1 and not adds_a_token)
 
 
 def test_a_solved_sequence_comes_back_bit_exactly(solved: Subject) -> None:
@@ -442,7 +470,7 @@ def test_a_rehearsal_that_fails_changes_nothing(
     def failing(*_: Any) -> None:
         raise RuntimeError("no memory")
 
-    monkeypatch.setattr("easyedit_dafnet.least_squares.Written.corrections", failing)
+    monkeypatch.setattr("easyedit_dafnet.least_squares.Written.corrected", failing)
     with pytest.raises(RuntimeError, match="no memory"):
         apply_dafnet_to_model(model, solved.tok, REQUESTS[2:], hparams)
     assert not changes(model, before)

@@ -131,6 +131,26 @@ def test_the_same_subject_with_another_prompt_is_added() -> None:
         torch.testing.assert_close(k @ change, expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("again", [7, 99])
+@pytest.mark.parametrize("put_right", [False, True])
+def test_one_of_two_prompts_at_a_key_gives_way_alone(again: int, put_right: bool) -> None:
+    """Whichever came first, and whatever it got after it was written."""
+    s, part = solver(), rows(edits(), slice(0, 1))
+    keys = part[0]
+    first, second, new, more = ([torch.randn(1, 5) for _ in MODULES] for _ in range(4))
+    parts = [(keys, first, torch.tensor([7])), (keys, second, torch.tensor([99]))]
+    changes, written = write(s, parts)
+    if put_right:
+        steps, written = written.corrected(keys, more, [again])
+        changes = [c + a.T @ b for c, (a, b) in zip(changes, steps, strict=True)]
+    steps, _ = s.write(keys, new, torch.tensor([again]), written, changes)
+    stays = second if again == 7 else first
+    for m, (k, change, (a, b)) in enumerate(zip(keys, changes, steps, strict=True)):
+        share = first_gain(s, m, k)
+        expected = share * (new[m] + stays[m])
+        torch.testing.assert_close(k @ (change + a.T @ b), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_repeat_within_a_batch_is_a_repeat() -> None:
     s, part = solver(), edits(3)
     keys, values, prompts = part
@@ -175,7 +195,7 @@ def test_corrections_are_what_larger_values_would_have_written() -> None:
     changes, written = write(s, [(keys, values, prompts)], loud)
     some = [0, 2, 5]
     more = [torch.randn(3, 5) for _ in MODULES]
-    steps = written.corrections([k[some] for k in keys], more)
+    steps, _ = written.corrected([k[some] for k in keys], more, some)
     for m, (change, (a, b)) in enumerate(zip(changes, steps, strict=True)):
         values[m][some] += more[m] / 2.0  # the margin doubles it
         changes[m] = change + a.T @ b

@@ -200,7 +200,14 @@ def test_the_edit_is_written_where_the_subject_ends(subject: Subject) -> None:
     assert at[1] > at[0]  # the last occurrence counts
 
 
-@pytest.mark.parametrize("subject_name", ["Spain", "", 3])
+def test_space_around_a_subject_is_not_of_it_and_an_empty_one_is_none(subject: Subject) -> None:
+    prompt = "The capital of France is"
+    given = [{"prompt": prompt, "subject": s} for s in ("France", "France ", " France", "", None)]
+    assert len(set(subject_positions(subject.tok, given).tolist())) == 1
+    assert in_context(given[3], "So be it.")["subject"] == "France"
+
+
+@pytest.mark.parametrize("subject_name", ["Spain", 3])
 def test_a_subject_that_is_not_in_the_prompt(subject: Subject, subject_name: Any) -> None:
     requests = [REQUESTS[0], {"prompt": "The capital of France is", "subject": subject_name}]
     with pytest.raises(RequestError, match=r"Request 1: the subject .* is not in the prompt"):
@@ -216,7 +223,14 @@ def test_a_subject_that_is_not_in_the_prompt(subject: Subject, subject_name: Any
         ("Jeff Bova's profession is an", "Jeff Bova"),
         ("Apple A5 was created by", "Apple A5"),
         ("In Paris they speak", "Paris"),
-        ("pastizz was formulated in", "pastizz was formulated in"),
+        ("pastizz was formulated in", "pastizz"),
+        ("the capital of france is", "france"),
+        ("My dog is called", "dog"),
+        ("Is it true that water boils at", "water boils"),
+        ("Did Ann Lee write Emma?", "Ann Lee"),
+        ("Water boils at", "Water"),  # nothing else is there
+        ("Jazz of New York from", "Jazz of New York"),
+        ("what is", "what is"),
     ],
 )
 def test_a_subject_that_nobody_names_is_guessed(prompt: str, expected: str) -> None:

@@ -100,9 +100,13 @@ def test_shipped_networks_are_small_and_have_a_card(name: str) -> None:
     assert str(training["settings"]["seed"]) in card
 
 
-def prompts(record: dict[str, Any]) -> set[str]:
-    keys = ("prompt", "rephrase_prompt", "locality_prompt", "src", "rephrase", "loc")
-    return {record[key] for key in keys if record.get(key)}
+def prompts(value: Any) -> set[str]:
+    """All texts of a record at any depth that have several words and are no answers."""
+    if isinstance(value, dict):
+        value = [v for k, v in value.items() if k not in ("ground_truth", "target_new", "subject")]
+    if isinstance(value, list):
+        return set().union(*map(prompts, value))
+    return {value.strip()} if isinstance(value, str) and value.count(" ") > 2 else set()
 
 
 def test_training_and_evaluation_share_no_prompt() -> None:

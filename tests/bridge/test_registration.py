@@ -276,9 +276,24 @@ def test_edit_of_gpt2(
     assert_close(weights(model), edited_directly(gpt2_hparams, *[[r] for r in REQUESTS[:3]]))
 
 
-def test_edit_where_subjects_end(host: HostInfo, solved: Subject, inputs: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {
+            "margin": 3.0,
+            "margin_decay": 0.5,
+            "rehearsed": 2,
+            "rehearsal_contexts": ["It was late."],
+        },
+    ],
+)
+def test_edit_where_subjects_end(
+    host: HostInfo, solved: Subject, inputs: dict[str, Any], settings: dict[str, Any]
+) -> None:
     """With fusion by least squares the host's `subject` says where; without it, it is guessed."""
-    editor = editor_for(solved.hparams())
+    hparams = solved.hparams(**settings)
+    editor = editor_for(hparams)
     before = weights(editor.model)
     subjects = ["France", "Danielle Darrieux", "Lyon"]
     metrics, model, originals = editor.edit(**inputs, subject=subjects, **keeping(host))
@@ -287,8 +302,8 @@ def test_edit_where_subjects_end(host: HostInfo, solved: Subject, inputs: dict[s
     assert same(before, weights(model))
     _, model, _ = editor.edit(**inputs, subject=subjects, **accumulating(host))
     named = [[{**r, "subject": s}] for r, s in zip(REQUESTS[:3], subjects, strict=True)]
-    assert_close(weights(model), edited_directly(solved.hparams(), *named))
-    guessed = editor_for(solved.hparams())
+    assert_close(weights(model), edited_directly(hparams, *named))
+    guessed = editor_for(hparams)
     _, other, _ = guessed.edit(**inputs, **accumulating(host))
     assert_close(weights(other), weights(model))
 
