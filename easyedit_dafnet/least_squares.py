@@ -76,7 +76,7 @@ class Written:
 
     inverses: S [d_in, d_in], one a module; constant in size.
     keys: [p, d_in], those of the first module, of unit length in its metric; prompts: [p], a number
-    that tells prompts apart. protection: what lambda was multiplied by. overshoot: how loud the
+    that tells prompts apart; an edit again of the same prompt adds none. protection: what lambda was multiplied by. overshoot: how loud the
     values are. added: by the prompts whose key another prompt had before, [d_out] a module: what
     their edits add to the value at that key; the rest of it is the first prompt's.
     """
@@ -244,13 +244,13 @@ class LeastSquares(nn.Module):
             added = written.added
             if known is not None and (not known.again or known.prompt in added):
                 added = {**added, known.prompt: given}
-            written = replace(
-                written,
-                inverses=inverses,
-                keys=torch.cat([written.keys, self._unit(keys[0][rows])]),
-                prompts=torch.cat([written.prompts, prompts[rows]]),
-                added=added,
-            )
+            written = replace(written, inverses=inverses, added=added)
+            if known is None or not known.again:  # else both are there
+                written = replace(
+                    written,
+                    keys=torch.cat([written.keys, self._unit(keys[0][rows])]),
+                    prompts=torch.cat([written.prompts, prompts[rows]]),
+                )
         joined = [(torch.cat(a), torch.cat(b)) for a, b in (zip(*s, strict=True) for s in steps)]
         return joined, written
 

@@ -97,13 +97,16 @@ class Rehearsal:
             buffers = [key.new_empty(1, 1, ROOM, key.shape[1], dtype=self.dtype) for key in keys]
             self.keys = [Rows(buffer, 0) for buffer in buffers]
         (number,) = prompt_numbers(texts[0]).tolist()
-        self.edits.pop(number, None)
+        former, forms = self.edits.pop(number, None), [Form.of(text) for text in texts]
+        if former is not None and former.forms[0].at == forms[0].at:
+            row = former.row  # the same words, so the same key
+        else:
+            row = self.keys[0].count
+            each = zip(self.keys, keys, strict=True)
+            self.keys = [rows.append(key[None, None]) for rows, key in each]
         due = {n: self.edits.pop(n) for n in list(islice(self.edits, self.earlier))}
-        due[number] = Kept([Form.of(text) for text in texts], self.keys[0].count)
+        due[number] = Kept(forms, row)
         self.edits |= {n: replace(edit, asked=edit.asked + 1) for n, edit in due.items()}
-        self.keys = [
-            rows.append(key[None, None]) for rows, key in zip(self.keys, keys, strict=True)
-        ]
         forms = [edit.form for edit in due.values()]
         asked = padded([form.ids for form in forms], [form.labels for form in forms])
         places = [edit.row for edit in due.values()]

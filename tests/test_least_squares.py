@@ -187,6 +187,7 @@ def test_the_margin_falls_with_the_number_of_facts() -> None:
     assert written.margin == pytest.approx(3.0 / 3**0.5)
     _, written = write(s, [rows(part, slice(0, 4)), rows(part, slice(0, 4))], nothing)
     assert written.margin == pytest.approx(3.0 / 3**0.5)  # facts edited again count once
+    assert len(written.keys) == len(written.prompts) == 4
 
 
 def test_corrections_are_what_larger_values_would_have_written() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -40,6 +42,17 @@ def test_an_edit_of_the_same_prompt_takes_the_place_of_the_former_one() -> None:
         asked(rehearsal, *of)
     _, texts, _ = rehearsal.turn(*edit(3, 50))
     assert texts.input_ids[:, [0, -1]].tolist() == [[2, 50], [1, 60], [3, 50]]
+
+
+def test_editing_a_fact_again_and_again_takes_no_more_room() -> None:
+    rehearsal = Rehearsal(2)
+    for target in range(50, 60):
+        assert asked(rehearsal, 1, target) == [1]
+    assert rehearsal.keys[0].count == 1
+    texts, keys = edit(1, 50)
+    later = [replace(texts[0], at=torch.tensor([1]))]  # of another subject, so another key
+    rehearsal.turn(later, keys)
+    assert rehearsal.keys[0].count == 2
 
 
 def test_texts_of_several_lengths_are_padded() -> None:
