@@ -76,9 +76,10 @@ class Written:
 
     inverses: S [d_in, d_in], one a module; constant in size.
     keys: [p, d_in], those of the first module, of unit length in its metric; prompts: [p], a number
-    that tells prompts apart; an edit again of the same prompt adds none. protection: what lambda was multiplied by. overshoot: how loud the
-    values are. added: by the prompts whose key another prompt had before, [d_out] a module: what
-    their edits add to the value at that key; the rest of it is the first prompt's.
+    that tells prompts apart; an edit again of the same prompt adds none. protection: what lambda
+    was multiplied by. overshoot: how loud the values are. added: by the prompts whose key another
+    prompt had before, [d_out] a module: what their edits add to the value at that key; the rest of
+    it is the first prompt's.
     """
 
     inverses: list[Tensor]
