@@ -106,7 +106,8 @@ class EditSequence:
         """The edited weight, on the device and of the type of `like`."""
         original, change = (t.to(like.device) for t in (self.originals[name], change))
         margin = written.margin if written else 1.0
-        return torch.add(original.float(), change, alpha=margin).to(like.dtype)
+        # Rounded twice everywhere: one fused step would differ in the last bit between devices.
+        return (change * margin).add_(original.float()).to(like.dtype)
 
     def is_held_by(self, model: Any) -> bool:
         """Whether the model's weights are those that this sequence has written."""

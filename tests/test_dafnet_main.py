@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -352,6 +353,18 @@ def test_a_fact_edited_again_leaves_others_of_its_subject_alone(solved: Subject)
     for name in a:
         # Which came first is forgotten but for the share of its value that a later one gets.
         assert (a[name] - b[name]).norm() <= 0.1 * b[name].norm(), name
+
+
+def test_a_weight_is_the_sum_that_any_device_gives(solved: Subject) -> None:
+    """By which a sequence is known again in a model that was moved."""
+    model = solved.model()
+    apply_dafnet_to_model(model, solved.tok, REQUESTS[:3], solved.hparams(margin=3.3))
+    sequence = getattr(model, STATE)
+    assert sequence.held.written.margin == pytest.approx(3.3)
+    for name, change in sequence.held.changes.items():
+        product = change.numpy() * np.float32(sequence.held.written.margin)
+        expected = sequence.originals[name].numpy() + product
+        assert np.array_equal(model.get_parameter(name).detach().numpy(), expected), name
 
 
 def test_a_subject_in_the_first_token_is_warned_of(
