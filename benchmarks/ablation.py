@@ -35,7 +35,7 @@ from benchmarks.speed.report import Section, to_markdown, to_table
 from easyedit_dafnet.bench.cells import write_json
 from easyedit_dafnet.bench.environment import cpu_name
 from easyedit_dafnet.checkpoint import dafnet_for
-from easyedit_dafnet.dafnet import DAFNet
+from easyedit_dafnet.dafnet import DAFNet, Past
 from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams
 from easyedit_dafnet.dafnet_main import EditSequence
 from easyedit_dafnet.language_model import LanguageModel, Text, inference_mode_of
@@ -44,7 +44,7 @@ from easyedit_dafnet.losses import record_texts
 from easyedit_dafnet.records import context_length, encode_requests, hold_out, read_records
 from easyedit_dafnet.scoring import sequence_scores
 from easyedit_dafnet.second_moments import pieces_of, sums_of_inputs
-from easyedit_dafnet.signals import edit_signals
+from easyedit_dafnet.signals import EditSignals, edit_signals
 from easyedit_dafnet.text import moment_passages
 
 
@@ -105,6 +105,18 @@ def without_proposals(dafnet: DAFNet, _: Moments) -> None:
     dafnet.step_sizes.zero_()
 
 
+def without_past(dafnet: DAFNet, _: Moments) -> None:
+    """The networks see each edit by itself."""
+    values = dafnet.values
+
+    def alone(signals: Sequence[EditSignals], past: Past | None = None) -> Any:
+        edits = zip(*(part.split() for part in signals), strict=True)
+        each = [values(edit)[0] for edit in edits]
+        return [torch.cat(module) for module in zip(*each, strict=True)], past
+
+    dafnet.values = alone  # type: ignore[method-assign]
+
+
 def without_memory(dafnet: DAFNet, _: Moments) -> None:
     """Edits do not know what former ones have written."""
     solver = _solver(dafnet)
@@ -135,6 +147,7 @@ VARIANTS = {
     "no proposals, 25 steps": Variant(
         "as many steps as ROME and MEMIT take", {"value_steps": 25}, without_proposals
     ),
+    "no past": Variant("the networks do not see other edits", change=without_past),
     "text's moments alone": Variant(
         "M without the subjects' keys", change=with_moments(lambda s, m: [s.text[m]])
     ),

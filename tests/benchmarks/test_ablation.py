@@ -9,8 +9,10 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.ablation import VARIANTS, Moments, _sizes, main
+from benchmarks.ablation import VARIANTS, Moments, _sizes, main, without_past
 from easyedit_dafnet.checkpoint import load_dafnet
+from easyedit_dafnet.records import encode_requests
+from easyedit_dafnet.signals import edit_signals
 from tests.conftest import Subject
 from tests.tiny import REQUESTS
 
@@ -86,3 +88,20 @@ def test_what_a_row_changes_is_what_it_says(solved: Subject) -> None:
         elif "lambda" in name:
             ratio = (solver.log_weights - before.log_weights).exp()
             assert ratio.tolist() == pytest.approx([4.0 if "*" in name else 0.25] * len(ratio))
+
+
+def test_without_past_an_edit_is_as_if_it_were_alone(solved: Subject) -> None:
+    model = solved.model()
+    batch = encode_requests(solved.tok, REQUESTS[:3], model, at_subject=True)
+    signals = edit_signals(model, solved.edited, batch)
+    shipped = load_dafnet(solved.archive)
+    dafnet = deepcopy(shipped)
+    without_past(dafnet, Moments([], []))
+    with torch.no_grad():
+        together, _ = dafnet.values(signals, dafnet.new_past())
+        seen, _ = shipped.values(signals, shipped.new_past())
+        for m, (of_module, first) in enumerate(zip(together, seen, strict=True)):
+            for i in range(3):
+                alone, _ = shipped.values([s.split()[i] for s in signals])
+                torch.testing.assert_close(of_module[i : i + 1], alone[m])
+            assert not torch.allclose(of_module[1:], first[1:])
