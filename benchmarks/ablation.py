@@ -5,13 +5,16 @@
 
 Edits sequences of the records that training with --seed held out of --data, so nothing here was
 trained on and nothing is an evaluation record; scores them after each sequence, teacher-forced, and
-writes a table and ablation.json. The parts of training (other losses, other modules) take a
-training run each: train with other settings and name the result with --archive.
+writes a table and ablation.json. Most targets of CounterFact are one token; --long-answers asks
+made-up questions about the same subjects, whose answers are years and names. The parts of training
+(other losses, other modules) take a training run each: train with other settings and name the
+result with --archive.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -54,6 +57,31 @@ class Moments:
 
     text: list[Tensor]
     keys: list[Tensor]
+
+
+# Question, rephrase, and whether the answer is a year or another record's subject.
+QUESTIONS = [
+    ("When was {} founded?", "What year did {} begin?", True),
+    ("What is {} named after?", "Which name is the origin of {}?", False),
+    ("Which person is {} known to?", "Who knows {}?", False),
+]
+
+
+def long_answers(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Questions in the manner of ZsRE about the records' subjects; their locality prompts stay."""
+    years, made = random.Random(1), []
+    for i, record in enumerate(records):
+        prompt, rephrase, year = QUESTIONS[i % len(QUESTIONS)]
+        name = records[i - 1]["subject"]
+        made.append(
+            {
+                **record,
+                "prompt": prompt.format(record["subject"]),
+                "rephrase_prompt": rephrase.format(record["subject"]),
+                "target_new": str(years.randint(1700, 2015)) if year else name,
+            }
+        )
+    return made
 
 
 @dataclass(frozen=True)
@@ -142,6 +170,7 @@ def without_memory(dafnet: DAFNet, _: Moments) -> None:
 
 VARIANTS = {
     "as shipped": Variant("the preset"),
+    "five steps": Variant("no more of the values' descent", {"value_steps": 5}),
     "proposals alone": Variant("no steps from what the networks say", {"value_steps": 0}),
     "no proposals": Variant("the same steps, from nothing", change=without_proposals),
     "no proposals, 25 steps": Variant(
@@ -217,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--text", help="plain text for second moments (default: Python's documentation)")
     add("--num-edits", type=int, nargs="+", default=[1, 10, 100], help="lengths of sequences")
     add("--edits", type=int, default=100, help="edits for each length (100)")
+    add("--long-answers", action="store_true", help="made-up questions about the same subjects")
     add("--only", nargs="+", choices=list(VARIANTS), metavar="ROW", help=f"{', '.join(VARIANTS)}")
     add(
         "--dtype", default="float32", help="of the language model (bfloat16 is faster on some CPUs)"
@@ -234,6 +264,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tok = AutoTokenizer.from_pretrained(hparams.tokenizer_name)
     held_out, others = hold_out(read_records(args.data), args.seed)
     records = held_out[: args.edits]
+    if args.long_answers:
+        records = long_answers(records)
     shipped = dafnet_for(model, hparams)
     language_model = LanguageModel(model, hparams.inner_params)
     texts: dict[int, dict[str, Text]] = {}
@@ -261,9 +293,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     section = _table(rows, args.num_edits)
     Console().print(to_table(section))
     args.out.mkdir(parents=True, exist_ok=True)
+    held = f"{len(records)} of those held out of training by seed {args.seed}"
     facts = {
         "data": Path(args.data).name,
-        "records": f"{len(records)} of those held out of training by seed {args.seed}",
+        "records": f"made-up questions about {held}" if args.long_answers else held,
         "archive": Path(str(hparams.archive)).name,
         "dtype": args.dtype,
         "versions": {

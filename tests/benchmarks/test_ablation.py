@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.ablation import VARIANTS, Moments, _sizes, main, without_past
+from benchmarks.ablation import VARIANTS, Moments, _sizes, long_answers, main, without_past
 from easyedit_dafnet.checkpoint import load_dafnet
 from easyedit_dafnet.records import encode_requests
 from easyedit_dafnet.signals import edit_signals
@@ -56,6 +56,22 @@ def test_each_row_is_measured_and_differs_where_it_should(
             assert all(0 <= value <= 1 for value in scores.values())
     table = (tmp_path / "out" / "ablation.md").read_text()
     assert "| no memory |" in table and "held out of training by seed 42" in table
+
+
+def test_long_answers_are_asked_of_the_same_subjects(
+    arguments: list[str], tmp_path: Path, solved: Subject
+) -> None:
+    made = long_answers(RECORDS)
+    for record, question in zip(RECORDS, made, strict=True):
+        for key in ("prompt", "rephrase_prompt"):
+            assert record["subject"] in question[key] and question[key] != record[key]
+        assert question["locality_prompt"] == record["locality_prompt"]
+        answer = question["target_new"]
+        assert answer.isdigit() or answer in {r["subject"] for r in RECORDS}
+    assert made == long_answers(RECORDS)
+    main([*arguments, "--long-answers", "--only", "as shipped"])
+    found = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert found["records"].startswith("made-up questions about 2 of those held out")
 
 
 def test_rows_leave_the_trained_network_alone(arguments: list[str], tmp_path: Path) -> None:
