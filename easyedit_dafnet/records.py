@@ -45,7 +45,7 @@ class TokenBatch:
     def __len__(self) -> int:
         return len(self.input_ids)
 
-    def __getitem__(self, rows: slice | Sequence[int]) -> TokenBatch:
+    def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> TokenBatch:
         """The given rows, without the padding that they no longer need."""
         mask = self.attention_mask[rows]
         length = int(mask.sum(1).max())

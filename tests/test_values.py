@@ -50,9 +50,27 @@ def test_an_edit_that_is_made_moves_no_further(
     before = losses(model, solved, batch, values)
     enough = before.median().item()
     monkeypatch.setattr("easyedit_dafnet.values.ENOUGH", enough)
+    asked = []
+    handle = model.get_input_embeddings().register_forward_hook(
+        lambda _, ids, __: asked.append(len(ids[0]))
+    )
     better = improved(model, solved.edited, batch, values, {}, 2, 0.1)
+    handle.remove()
     for now, then in zip(better, values, strict=True):
         assert ((now != then).any(1) == (before > enough)).all()
+    assert asked[:2] == [5, 2]  # what is made at first takes part in no step
+
+
+def test_edits_that_are_all_made_take_one_look(
+    solved: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch, values = setting(solved)
+    monkeypatch.setattr("easyedit_dafnet.values.ENOUGH", 100.0)
+    asked = []
+    model.get_input_embeddings().register_forward_hook(lambda *_: asked.append(1))
+    kept = improved(model, solved.edited, batch, values, {}, 2, 0.1)
+    assert all(torch.equal(a, b) for a, b in zip(kept, values, strict=True))
+    assert len(asked) == 1
 
 
 def test_company_changes_nothing(solved: Subject) -> None:
