@@ -191,6 +191,9 @@ VARIANTS = {
         {"protection": 1.0, "margin": 1.0, "margin_decay": 0.0},
     ),
     "no rehearsal": Variant("no edit is asked again", {"rehearsed": 0}),
+    "three steps of rehearsal": Variant(
+        "what lacks gets up to three steps", {"rehearsal_steps": 3}
+    ),
     "no contexts": Variant("edits are asked by their prompts alone", {"rehearsal_contexts": []}),
     "lambda / 4": Variant("what should be left alone weighs less", change=weighed(0.25)),
     "lambda * 4": Variant("and more", change=weighed(4.0)),

@@ -295,6 +295,7 @@ POSITIVE = {
     "value_rate",
     "protection",
     "rehearsal_rate",
+    "rehearsal_steps",
     "margin",
     "margin_facts",
 }
@@ -319,6 +320,7 @@ OF_LEAST_SQUARES = {
     "protection",
     "rehearsal_contexts",
     "rehearsal_rate",
+    "rehearsal_steps",
     "rehearsed",
     "text",
     "text_tokens",
@@ -337,9 +339,10 @@ class DAFNetHyperParams(_Settings):
     With fusion by least squares: value_steps, value_rate: how many steps of what size the values
     go on from what the networks propose, see `values.improved`. protection: how much more than in
     training inputs that are to be left alone weigh. margin, margin_facts, margin_decay: what the
-    values of n facts are multiplied by, see `least_squares.Overshoot`. rehearsed, rehearsal_rate:
-    how many earlier edits are asked again beside each new one, and the size, in each component of
-    a value, of the step that puts them right, see `rehearsal`; 0 asks none, the new one neither.
+    values of n facts are multiplied by, see `least_squares.Overshoot`. rehearsed: how many earlier
+    edits are asked again beside each new one, see `rehearsal`; 0 asks none, the new one neither.
+    rehearsal_steps, rehearsal_rate: how many steps at most put them right, and their size in each
+    component of a value.
     rehearsal_contexts: texts, one of which every other time stands before the prompt.
     """
 
@@ -352,6 +355,7 @@ class DAFNetHyperParams(_Settings):
     margin_facts: float = 25.0
     margin_decay: float = 0.0
     rehearsed: int = 0
+    rehearsal_steps: int = 1
     rehearsal_rate: float = 0.3
     rehearsal_contexts: list[str] = field(default_factory=list)
 

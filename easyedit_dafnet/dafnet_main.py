@@ -76,7 +76,8 @@ class EditSequence:
         rehearsed = hparams.rehearsed if dafnet.least_squares is not None else 0
         dtype = getattr(torch, hparams.past_dtype)
         contexts = tuple(hparams.rehearsal_contexts) if rehearsed else ()
-        rehearsal = Rehearsal(rehearsed, hparams.rehearsal_rate, contexts, dtype)
+        steps, rate = hparams.rehearsal_steps, hparams.rehearsal_rate
+        rehearsal = Rehearsal(rehearsed, steps, rate, contexts, dtype)
         self.held = Held(changes, dafnet.new_past(dtype), written, rehearsal)
 
     @property
@@ -180,8 +181,9 @@ class EditSequence:
                     for name, change in changes.items()
                 }
                 lacking = improved(
-                    model, self.modules, texts, nothing, weights, 1, held.rehearsal.rate, len(texts)
-                )
+                    model, self.modules, texts, nothing, weights,
+                    held.rehearsal.steps, held.rehearsal.rate, len(texts),
+                )  # fmt: skip
                 steps, written = written.corrected(key, lacking, due)
                 changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
         return replace(held, changes=changes, past=cast(Past, past), written=written)

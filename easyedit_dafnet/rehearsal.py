@@ -3,8 +3,8 @@
 An edit's value is found on the unedited model, where no other edit disturbs it. The more edits
 there are, the more they disturb each other. So beside each new edit the model is asked a few of the
 earlier ones, those first that were not asked for the longest time. Whichever does not say its
-target gets a step towards it added to its value, of one size whatever it lacks. How many are asked
-does not depend on how many edits there were.
+target gets a few steps towards it added to its value, of one size whatever it lacks. How many are
+asked does not depend on how many edits there were.
 
 Every other time an edit is asked after a sentence that has nothing to do with it, and its value is
 put right for that too: a fact that holds only by its very words becomes louder, and no other.
@@ -62,13 +62,15 @@ class Kept:
 class Rehearsal:
     """The edits of a sequence by the number of their prompt, asked the longest ago first.
 
-    earlier: how many are asked beside each new one; without any, none is kept. rate: the size of a
-    step in each component of a value. contexts: what they are asked after every other time.
-    dtype: of the keys that are kept. keys: [1, 1, p, d_in], one a module, in one buffer:
-    small tensors, one an edit, would keep the heap from being used again.
+    earlier: how many are asked beside each new one; without any, none is kept. steps, rate: how
+    many steps an answer that lacks gets, and their size in each component of a value. contexts:
+    what they are asked after every other time. dtype: of the keys that are kept. keys:
+    [1, 1, p, d_in], one a module, in one buffer: small tensors, one an edit, would keep the heap
+    from being used again.
     """
 
     earlier: int
+    steps: int = 1
     rate: float = 0.3
     contexts: tuple[str, ...] = ()
     dtype: torch.dtype = torch.float32

@@ -407,14 +407,16 @@ def test_rehearsed_edits_hold_better(solved: Subject) -> None:
     """Keys of a tiny model are much alike, so edits disturb each other from the first ones on."""
     batch = encode_requests(solved.tok, REQUESTS, solved.model(), at_subject=True)
     lost = {}
-    for rehearsed in (0, 2, 6):
+    for rehearsed, steps in ((0, 1), (2, 1), (6, 1), (6, 3)):
         model = solved.model()
-        hparams = solved.hparams(margin=2.0, rehearsed=rehearsed, rehearsal_rate=0.1)
+        hparams = solved.hparams(
+            margin=2.0, rehearsed=rehearsed, rehearsal_steps=steps, rehearsal_rate=0.1
+        )
         edit_one_by_one(model, solved, hparams)
         with torch.no_grad():
             logits = target_logits(model, batch, {})
-        lost[rehearsed] = F.cross_entropy(logits, batch.labels[batch.targets]).item()
-    assert lost[6] < lost[2] < lost[0]
+        lost[rehearsed, steps] = F.cross_entropy(logits, batch.labels[batch.targets]).item()
+    assert lost[6, 3] < lost[6, 1] < lost[2, 1] < lost[0, 1]
 
 
 def test_edits_are_asked_again_after_the_contexts(solved: Subject) -> None:
