@@ -24,7 +24,7 @@ from benchmarks.speed.report import Section, to_markdown, to_table
 from benchmarks.speed.setting import SIZES, Setting
 from easyedit_dafnet.bench.cells import write_json
 from easyedit_dafnet.bench.environment import cpu_name
-from easyedit_dafnet.checkpoint import write_text
+from easyedit_dafnet.files import write_text
 from easyedit_dafnet.smollm2 import DISPLAY_NAME, SHORT_NAME
 
 DESCRIPTION = """How fast DAFNet is on this machine.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -18,6 +17,8 @@ from statistics import fmean
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from ..files import write_text
 
 FORMAT = 1
 PROTOCOL = "score-after-stream/1"
@@ -111,18 +112,6 @@ class RunFolder:
             result = read_json(self.result(cell))
             if result is not None:
                 yield cell, result
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is there as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # One name, so that what a killed process leaves is written over; locks keep writers apart.
-    scratch = path.with_name(f".{path.name}.part")
-    with scratch.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut could leave the name without its content
-    scratch.replace(path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

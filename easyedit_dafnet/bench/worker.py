@@ -29,6 +29,7 @@ from typing import Any
 import transformers
 from filelock import BaseFileLock, Timeout
 
+from ..files import write_text
 from .cells import (
     FORMAT,
     PROTOCOL,
@@ -38,7 +39,6 @@ from .cells import (
     read_json,
     without_paths,
     write_json,
-    write_text,
 )
 from .environment import environment
 from .materials import DataSet, Passages, TrainingRecords

@@ -11,8 +11,8 @@ from xml.etree.ElementTree import Element
 
 from markupsafe import Markup
 
-from ..bench.cells import write_text
 from ..bench.report.plots import to_text
+from ..files import write_text
 from .check import details, draw
 from .dataset import COUNTS, PROBES, PROPERTIES, DataSet, Record, read_complete
 from .describe import (

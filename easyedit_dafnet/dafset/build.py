@@ -19,7 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from .. import __version__
-from ..bench.cells import read_json, without_paths, write_json, write_text
+from ..bench.cells import read_json, without_paths, write_json
+from ..files import write_text
 from . import engines, select
 from .card import write_card
 from .dataset import PROPERTIES, prompts_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..bench.cells import write_text
+from ..files import write_text
 from .dataset import ALL, PROPERTIES, DataSet, file_name, read_complete
 from .describe import NAMES, counts, kept_apart, meanings, origin, sources
 from .pages import environment

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..cells import write_text
+from ...files import write_text
 from .markdown import to_markdown
 from .page import readme_plot, to_html
 from .publish import publish

@@ -20,8 +20,8 @@ from torch.nn.functional import normalize
 
 from ...bench.method import Need, Request, Workbench
 from ...bench.unedited_model import model_fingerprint
-from ...checkpoint import write_text
 from ...dafnet_hparams import SettingsError
+from ...files import write_text
 from ..host import host_info
 from .host_method import HostMethod
 from .training import Archive, HostRecord, fingerprint, in_turn, trainable

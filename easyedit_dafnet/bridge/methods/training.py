@@ -22,8 +22,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ...bench.records import EditRecord
-from ...checkpoint import write_text
 from ...dafnet_hparams import SettingsError
+from ...files import write_text
 from ...records import IGNORE, encode_targets
 
 ARCHIVE, PREPARED = "archive.safetensors", "prepared.json"
