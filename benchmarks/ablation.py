@@ -154,11 +154,18 @@ def without_memory(dafnet: DAFNet, _: Moments) -> None:
         steps = []
         for i in range(len(prompts)):
             row = slice(i, i + 1)
-            one, _ = write(
-                [k[row] for k in keys], [v[row] for v in values], prompts[row], written,
+            nothing = replace(written, keys=written.keys[:0], prompts=written.prompts[:0])
+            one, alone = write(
+                [k[row] for k in keys], [v[row] for v in values], prompts[row], nothing,
                 [torch.zeros_like(c) for c in changes],
             )  # fmt: skip
             steps.append(one)
+            # How many there are is known, so the margin falls as it does with a memory.
+            written = replace(
+                written,
+                keys=torch.cat([written.keys, alone.keys]),
+                prompts=torch.cat([written.prompts, alone.prompts]),
+            )
         joined = [
             (torch.cat([a for a, _ in s]), torch.cat([b for _, b in s]))
             for s in zip(*steps, strict=True)
@@ -260,15 +267,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hparams = DAFNetHyperParams.from_hparams(args.hparams)
     if args.archive:
         hparams = replace(hparams, archive=args.archive)
+    held_out, others = hold_out(read_records(args.data), args.seed)
+    records = held_out[: args.edits]
+    if max(args.num_edits) > len(records):
+        parser.error(
+            f"--num-edits {max(args.num_edits)}: there are {len(records)} edits, those of --edits "
+            f"that training held out of {args.data}; give a smaller length or more data."
+        )
+    if args.long_answers:
+        records = long_answers(records)
     model = AutoModelForCausalLM.from_pretrained(
         hparams.model_name, torch_dtype=getattr(torch, args.dtype)
     ).to(hparams.torch_device)
     model.eval().requires_grad_(False)
     tok = AutoTokenizer.from_pretrained(hparams.tokenizer_name)
-    held_out, others = hold_out(read_records(args.data), args.seed)
-    records = held_out[: args.edits]
-    if args.long_answers:
-        records = long_answers(records)
     shipped = dafnet_for(model, hparams)
     language_model = LanguageModel(model, hparams.inner_params)
     texts: dict[int, dict[str, Text]] = {}

@@ -25,7 +25,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from easyedit_dafnet.bench.cells import write_text
+from easyedit_dafnet.files import write_text
 
 Log = list[dict[str, float]]
 LOSSES = ("reliability", "rephrase", "locality")
@@ -61,8 +61,12 @@ def draw(logs: Mapping[str, Log]) -> str:
             colour = f"C{number}"
             steps = [line for line in log if "loss" in line]
             for loss, style in zip(LOSSES, ("-", "--", ":"), strict=True):
-                values = smoothed([line[loss] for line in steps])
-                at = [line["step"] for line in steps][len(steps) - len(values) :]
+                # Steps on records without a text of a kind do not have its loss.
+                has = [line for line in steps if loss in line]
+                if not has:
+                    continue
+                values = smoothed([line[loss] for line in has])
+                at = [line["step"] for line in has][len(has) - len(values) :]
                 left.plot(at, values, style, color=colour, label=f"{name}, {loss}", linewidth=1)
             judged = validations(log)
             at = [line["step"] for line in judged]

@@ -9,8 +9,17 @@ import pytest
 import torch
 import yaml
 
-from benchmarks.ablation import VARIANTS, Moments, _sizes, long_answers, main, without_past
+from benchmarks.ablation import (
+    VARIANTS,
+    Moments,
+    _sizes,
+    long_answers,
+    main,
+    without_memory,
+    without_past,
+)
 from easyedit_dafnet.checkpoint import load_dafnet
+from easyedit_dafnet.least_squares import Overshoot, gains
 from easyedit_dafnet.records import encode_requests
 from easyedit_dafnet.signals import edit_signals
 from tests.conftest import Subject
@@ -104,6 +113,33 @@ def test_what_a_row_changes_is_what_it_says(solved: Subject) -> None:
         elif "lambda" in name:
             ratio = (solver.log_weights - before.log_weights).exp()
             assert ratio.tolist() == pytest.approx([4.0 if "*" in name else 0.25] * len(ratio))
+
+
+def test_more_edits_than_were_held_out_are_refused(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*arguments, "--num-edits", "1", "3"])
+    assert "--num-edits 3: there are 2 edits" in capsys.readouterr().err
+
+
+def test_without_memory_edits_are_those_of_the_first_and_the_margin_falls(solved: Subject) -> None:
+    dafnet = deepcopy(load_dafnet(solved.archive))
+    without_memory(dafnet, Moments([], []))
+    solver = dafnet.least_squares
+    assert solver is not None
+    torch.manual_seed(0)
+    keys = [torch.randn(3, m.d_in) for m in solved.edited]
+    values = [torch.randn(3, m.d_out) for m in solved.edited]
+    changes = [torch.zeros(m.d_in, m.d_out) for m in solved.edited]
+    first = solver.nothing_written(overshoot=Overshoot(4.0, 1.0, 0.5))
+    steps, after = solver.write(keys, values, torch.arange(3), first, changes)
+    for m, (gain, value) in enumerate(steps):
+        torch.testing.assert_close(value, values[m])
+        for i in range(3):
+            alone = gains(keys[m][i : i + 1], solver.spread(m, keys[m][i : i + 1]))
+            torch.testing.assert_close(gain[i : i + 1], alone, rtol=1e-4, atol=1e-5)
+    assert after.margin == pytest.approx(4.0 / 2)
 
 
 def test_without_past_an_edit_is_as_if_it_were_alone(solved: Subject) -> None:

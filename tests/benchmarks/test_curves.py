@@ -35,6 +35,19 @@ def test_the_plot_and_the_table_hold_all_runs(tmp_path: Path) -> None:
     assert (tmp_path / "again/learning-curves.svg").read_text() == svg
 
 
+def test_a_run_may_lack_a_loss_here_and_there(tmp_path: Path) -> None:
+    """Records without a locality prompt have no loss of that kind."""
+    lines = [
+        {"step": 10, "loss": 3.0, "reliability": 2.0, "locality": 0.1},
+        {"step": 20, "loss": 2.0, "reliability": 1.0},
+    ]
+    one = tmp_path / "one.jsonl"
+    one.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    main([f"a={one}", "--out", str(tmp_path / "out")])
+    svg = (tmp_path / "out/learning-curves.svg").read_text()
+    assert "a, locality" in svg and "a, rephrase" not in svg
+
+
 def test_a_loss_is_smoothed_over_its_neighbours() -> None:
     assert smoothed([0.0] * 10 + [10.0]).tolist() == pytest.approx([0.0, 1.0])
     assert smoothed([2.0, 4.0]).tolist() == pytest.approx([3.0])
