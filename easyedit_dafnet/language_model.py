@@ -45,11 +45,11 @@ def inference_mode_of(model: nn.Module) -> Iterator[None]:
     """No dropout and no gradients to the model's own parameters; both as before afterwards."""
     training = [module for module in model.modules() if module.training]
     wanted = [p for p in model.parameters() if p.requires_grad]
-    if training:
-        model.eval()
-    for parameter in wanted:
-        parameter.requires_grad_(False)
     try:
+        if training:
+            model.eval()
+        for parameter in wanted:
+            parameter.requires_grad_(False)
         yield
     finally:
         for module in training:
@@ -360,13 +360,13 @@ class LanguageModel:
 
         skipped = self.blocks[:n]
         own = [block.__dict__.get("forward") for block in skipped]
-        for block in skipped:
-            block.forward = hand_on
         try:
+            for block in skipped:
+                block.forward = hand_on
             yield
         finally:
             for block, forward in zip(skipped, own, strict=True):
-                del block.forward
+                block.__dict__.pop("forward", None)
                 if forward is not None:  # as accelerate puts one there
                     block.forward = forward
 

@@ -47,8 +47,8 @@ def sums_of_inputs(
     seen: set[str] = set()
 
     def add(name: str, module: Any, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0][mask].to(dtype)
-        width = x.shape[-1]
+        width = inputs[0].shape[-1]  # OPT's come as one row of tokens
+        x = inputs[0].reshape(-1, width)[mask.flatten()].to(dtype)
         sums[name] = sums.get(name, x.new_zeros(width, width)).addmm_(x.T, x)
         seen.add(name)
         if len(seen) == len(modules):

@@ -52,12 +52,12 @@ def improved(
         # Most edits of a rehearsal are made already: found without gradients, that costs a third.
         with inference_mode_of(model), torch.no_grad():
             losses = _losses(model, modules, part, tensors, parameters)
-        left = (losses > ENOUGH).nonzero().flatten()
+        left = (~(losses <= ENOUGH)).nonzero().flatten()  # what is not a number is not made
         for _ in range(steps if len(left) else 0):
             with inference_mode_of(model), torch.enable_grad():
                 asked = [t[left] for t in tensors]
                 losses = _losses(model, modules, part[left], asked, parameters)
-                going = losses.detach() > ENOUGH
+                going = ~(losses.detach() <= ENOUGH)
                 if not going.any():
                     break
                 gradients = torch.autograd.grad(scale * losses[going].sum(), tensors)

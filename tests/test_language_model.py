@@ -44,6 +44,24 @@ def test_inference_mode_gives_every_module_its_own_mode_back(subject: Subject) -
     assert [id(p) for p in model.parameters() if not p.requires_grad] == [id(frozen)]
 
 
+def test_modes_come_back_when_setting_them_is_interrupted(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = subject.model().train()
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+
+    def interrupted() -> None:
+        next(model.children()).train(False)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(model, "eval", interrupted)
+    with pytest.raises(KeyboardInterrupt), inference_mode_of(model):
+        pass
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_texts_are_the_rows_without_padding(subject: Subject) -> None:
     batch = requests_of(subject)
     texts = texts_of(batch)

@@ -2,11 +2,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from easyedit_dafnet.second_moments import pieces_of, sums_of_inputs
 from tests.conftest import Subject
-from tests.tiny import TEXT
+from tests.tiny import ARCHITECTURES, TEXT, architecture
 
 
 def test_sums_are_those_of_all_tokens_whatever_the_batches(subject: Subject) -> None:
@@ -23,6 +24,16 @@ def test_sums_are_those_of_all_tokens_whatever_the_batches(subject: Subject) -> 
     x = torch.cat(inputs).double()
     # float32 passes with and without padding
     torch.testing.assert_close(found, x.T @ x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_sums_of_other_architectures_count_the_tokens_alone(name: str) -> None:
+    model, module = architecture(name, "eager")
+    pieces = [torch.arange(3, 3 + length) for length in (7, 4)]
+    together = sums_of_inputs(model, [module], pieces)[module]
+    apart = sum(sums_of_inputs(model, [module], [piece])[module] for piece in pieces)
+    # float32 passes with and without padding
+    torch.testing.assert_close(together, apart, rtol=1e-3, atol=1e-4)
 
 
 def test_pieces_are_no_longer_than_the_models_context(subject: Subject) -> None:

@@ -61,6 +61,29 @@ def test_an_edit_that_is_made_moves_no_further(
     assert asked[:2] == [5, 2]  # what is made at first takes part in no step
 
 
+def test_an_edit_that_is_made_on_the_way_moves_no_further(
+    solved: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch, values = setting(solved)
+    one = improved(model, solved.edited, batch, values, {}, 1, 0.1)
+    after = losses(model, solved, batch, one)
+    enough = after.median().item()
+    assert (losses(model, solved, batch, values) > enough).all()  # none is made at first
+    monkeypatch.setattr("easyedit_dafnet.values.ENOUGH", enough)
+    two = improved(model, solved.edited, batch, values, {}, 2, 0.1)
+    for a, b in zip(two, one, strict=True):
+        assert ((a != b).any(1) == (after > enough)).all()
+
+
+def test_what_is_not_a_number_is_not_made(solved: Subject) -> None:
+    """Else an edit whose pass overflows would count as one that holds."""
+    model, batch, values = setting(solved, 2)
+    name = solved.edited[0].weight_name
+    broken = {name: torch.full_like(model.get_parameter(name), torch.nan)}
+    better = improved(model, solved.edited, batch, values, broken, 1, 0.1)
+    assert not any(value.isfinite().any() for value in better)
+
+
 def test_edits_that_are_all_made_take_one_look(
     solved: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
