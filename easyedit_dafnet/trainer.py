@@ -174,6 +174,7 @@ class DAFNetTrainer:
         if config.archive:
             # A copy: editing in this process goes on with the archive as it was.
             self.dafnet = deepcopy(dafnet_for(model, config)).requires_grad_(True)
+            self.dafnet.train_fusion = config.train_fusion
         else:
             self.dafnet = DAFNet(
                 self.modules,
@@ -514,10 +515,10 @@ class DAFNetTrainer:
                             "data.",
                             128 + signal,
                         )
+            if saved != self.step:
+                save_state(self, log.tell())
             if self.val_records and self.validated != self.step:
                 judge()
-                save_state(self, log.tell())
-            elif saved != self.step:
                 save_state(self, log.tell())
             if not self.val_records:
                 self.best = {}

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from easyedit_dafnet.checkpoint import CheckpointError
+from easyedit_dafnet.checkpoint import CheckpointError, load_dafnet
 from easyedit_dafnet.dafnet_hparams import DAFNetTrainingHparams, SettingsError
 from easyedit_dafnet.trainer import DAFNetTrainer
 from easyedit_dafnet.training_state import (
@@ -304,6 +304,36 @@ def test_training_on_from_an_archive_resumes_too(runs: Runs) -> None:
     whole.run()
     runs.interrupted("run", 4)
     assert_same_run(runs.resumed("run"), whole)
+
+
+def test_an_archive_is_trained_on_as_the_settings_say(runs: Runs) -> None:
+    first = runs.trainer("first", max_iters=2, train_fusion=False)
+    first.run()
+    assert not load_dafnet(first.save_path).train_fusion
+    on = runs.trainer("on", archive=str(first.save_path), train_fusion=True)
+    assert on.dafnet.train_fusion
+
+
+def test_the_steps_before_the_last_validation_are_kept(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may take minutes, in which a second signal does not wait."""
+    runs.val = RECORDS[:3]
+    whole = runs.trainer("whole", max_iters=5)
+    whole.run()
+    trainer = runs.trainer("run", max_iters=5)
+    validate = trainer.validate
+
+    def broken_off() -> dict[str, float]:
+        if trainer.step == 5:
+            raise PowerCut
+        return validate()
+
+    monkeypatch.setattr(trainer, "validate", broken_off)
+    with pytest.raises(PowerCut):
+        trainer.run()
+    assert runs.state("run").step == 5
+    assert_same_run(runs.resumed("run", max_iters=5), whole)
 
 
 def test_the_state_is_not_changed_by_training_on_from_it(runs: Runs) -> None:
