@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import pickle
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from .dafnet import DAFNet
 from .dafnet_hparams import DAFNetHyperParams, DAFNetTrainingHparams, SettingsError, shipped
+from .files import write_text
 from .networks import NetworkSizes
 from .signals import EditedModule, find_modules
 
@@ -50,9 +50,14 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         fresh, old = Path(scratch) / "new", Path(scratch) / "old"
         fresh.mkdir()
         yield fresh
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
+        try:
+            if path.exists():
+                path.rename(old)
+            fresh.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise
 
 
 def fingerprint(model: torch.nn.Module, modules: list[EditedModule]) -> dict[str, float]:
@@ -137,7 +142,7 @@ def _load(folder: Path, changed: int, device: str) -> DAFNet:
             f"archive: {str(folder)!r} is damaged or of another version ({reason}); "
             "train or import it again."
         ) from None
-    dafnet.base_model = config["base_model"]
+    dafnet.base_model, dafnet.written_at = config["base_model"], changed
     return dafnet.to(device).eval().requires_grad_(False)
 
 
@@ -348,10 +353,3 @@ def describe_base_model(model: Any, name: str, modules: list[EditedModule]) -> d
         "type": model.config.model_type,
         "fingerprint": fingerprint(model, modules),
     }
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text)
-    scratch.replace(path)

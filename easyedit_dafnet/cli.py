@@ -325,7 +325,6 @@ def run_info(args: argparse.Namespace) -> None:
     devices += [
         f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())
     ]
-    devices += ["mps"] if torch.backends.mps.is_available() else []
     names = ("torch", "transformers", "safetensors", "peft")
     installed: dict[str, str] = {
         canonicalize_name(d.metadata["Name"]): d.version for d in importlib.metadata.distributions()

@@ -134,6 +134,7 @@ class DAFNet(nn.Module):
             self.least_squares = LeastSquares(modules, directions, text_weight)
 
         self.base_model: dict[str, Any] = {}  # what the checkpoint says of the language model
+        self.written_at = 0  # when the checkpoint was, in nanoseconds
 
     def network(self, module: EditedModule) -> AuxiliaryNetwork:
         """The network of the module's shape."""

@@ -129,7 +129,7 @@ class _Settings:
     model_name: folder or hub name of the language model (EasyEdit's loader goes by it).
     inner_params: the edited weights, as in MEND's files; a trailing ".weight" may be left out.
     archive: folder of a trained DAFNet, or the name of a shipped one.
-    device: "cpu", "mps", "cuda:1", or a CUDA index.
+    device: "cpu", "cuda:1", or a CUDA index.
     """
 
     model_name: str
@@ -211,9 +211,14 @@ class _Settings:
             device = torch.device(f"cuda:{name}" if name.isdigit() else name)
         except RuntimeError:
             raise SettingsError(
-                f"Setting 'device' is {self.device!r}; it must be 'cpu', 'mps', 'cuda:1' or the "
-                "index of a CUDA device."
+                f"Setting 'device' is {self.device!r}; it must be 'cpu', 'cuda:1' or the index "
+                "of a CUDA device."
             ) from None
+        if device.type == "mps":
+            raise SettingsError(
+                f"Setting 'device' is {self.device!r}, where torch has no segment_reduce, which "
+                "DAFNet's networks need; set `device: cpu`."
+            )
         if device.type == "cuda" and not torch.cuda.is_available():
             raise SettingsError(
                 f"Setting 'device' is {self.device!r}, but no CUDA device is here; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -61,6 +61,7 @@ class EditSequence:
     def __init__(self, model: Any, dafnet: DAFNet, hparams: DAFNetHyperParams) -> None:
         self.modules: list[EditedModule] = dafnet.edited
         self.edit_bias, self.archive = dafnet.edit_bias, str(hparams.archive)
+        self.written_at, self.device = dafnet.written_at, dafnet.device
         self.count = 0
         self.originals: dict[str, Tensor] = {
             name: model.get_parameter(name).detach().clone() for name in self.parameter_names()
@@ -110,6 +111,10 @@ class EditSequence:
         # Rounded twice everywhere: one fused step would differ in the last bit between devices.
         return (change * margin).add_(original.float()).to(like.dtype)
 
+    def is_of(self, dafnet: DAFNet, archive: str) -> bool:
+        """Whether these networks made the edits; those of a folder may have been trained anew."""
+        return (self.archive, self.written_at) == (archive, dafnet.written_at)
+
     def is_held_by(self, model: Any) -> bool:
         """Whether the model's weights are those that this sequence has written."""
         held = self.held
@@ -144,7 +149,11 @@ class EditSequence:
     ) -> Held:
         """What is held after the batch's edits; `held` stays as it is, but for its rehearsal."""
         batch, size = batches[0], hparams.signal_batch_size
-        signals = edit_signals(model, self.modules, batch, self.originals, size)
+        unedited = {
+            name: original.to((p := model.get_parameter(name)).device, p.dtype)
+            for name, original in self.originals.items()
+        }
+        signals = edit_signals(model, self.modules, batch, unedited, size)
         solver, written, changes = dafnet.least_squares, held.written, held.changes
         if solver is None or written is None:
             with torch.no_grad():
@@ -154,7 +163,7 @@ class EditSequence:
             values, past = dafnet.values(signals, held.past)
             keys = [s.x.to(dafnet.device) for s in signals]
         values = improved(
-            model, self.modules, batch, values, self.originals,
+            model, self.modules, batch, values, unedited,
             hparams.value_steps, hparams.value_rate, size,
         )  # fmt: skip
         numbers = prompt_numbers(batch).to(dafnet.device)
@@ -218,6 +227,8 @@ class EditSequence:
 
         Nothing changes, in the sequence or the model, unless all of it has succeeded.
         """
+        if self.device != dafnet.device:  # the model was moved, and is followed
+            self.held, self.device = moved(self.held, dafnet.device), dafnet.device
         held = replace(self.held, rehearsal=self.held.rehearsal.copy())
         together = hparams.signal_batch_size if held.rehearsal.earlier else REQUESTS_AT_ONCE
         if dafnet.fusion_order == "released":
@@ -225,20 +236,25 @@ class EditSequence:
         groups = list(zip(*(batch.split(together) for batch in batches), strict=True))
         for group in tqdm(groups, desc="DAFNet edits", disable=len(groups) < 3):
             held = self._fused(model, dafnet, group, hparams, held)
-        for name, change in held.changes.items():
-            value = self._value(name, change, model.get_parameter(name), held.written)
+        values = {
+            name: self._value(name, change, model.get_parameter(name), held.written)
+            for name, change in held.changes.items()
+        }
+        for name, value in values.items():
             # One that is not finite is an extreme. Several times faster than asking each.
             if not torch.stack([value.amin(), value.amax()]).isfinite().all():
                 raise FloatingPointError(
                     f"The update of {name} is not finite, so the model was left as it was; check "
                     "the archive and the request."
                 )
+        before = {name: model.get_parameter(name).detach().clone() for name in values}
+        try:
+            write_weights(model, values)
+        except BaseException:  # Ctrl-C, too, comes between two weights
+            write_weights(model, before)
+            raise
         self.held = held
         self.count += len(batches[0])
-        with torch.no_grad():
-            for name, change in held.changes.items():
-                parameter = model.get_parameter(name)
-                parameter.copy_(self._value(name, change, parameter, held.written))
         LOG.debug(
             "%d edits held: %.1f MB, and %.1f kB an edit",
             self.count,
@@ -247,15 +263,37 @@ class EditSequence:
         )
 
 
+def write_weights(model: Any, values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            model.get_parameter(name).copy_(value)
+
+
+def moved(held: Any, device: torch.device) -> Any:
+    """What is held with all its tensors on the device."""
+    match held:
+        case Tensor():
+            return held.to(device)
+        case Mapping():
+            return {key: moved(value, device) for key, value in held.items()}
+        case list():
+            return [moved(value, device) for value in held]
+    if is_dataclass(held) and not isinstance(held, type):
+        parts = {f.name: moved(getattr(held, f.name), device) for f in fields(held)}
+        return replace(held, **parts)
+    return held
+
+
 def _sequence(model: Any, dafnet: DAFNet, hparams: DAFNetHyperParams) -> EditSequence:
     """The sequence that the model holds, or a new one when its weights are unedited."""
     archive = str(hparams.archive)
     held: EditSequence | None = getattr(model, STATE, None)
     if held is not None and held.is_held_by(model):
-        if held.archive != archive:
+        if not held.is_of(dafnet, archive):
+            since = ", which was replaced since" if held.archive == archive else ""
             raise ValueError(
-                f"This model holds {held.count} edits made with archive {held.archive!r}; restore "
-                f"its weights before editing it with {archive!r}."
+                f"This model holds {held.count} edits made with archive {held.archive!r}{since}; "
+                f"restore its weights before editing it with {archive!r}."
             )
         return held
     if held is not None and not held.is_restored_in(model):

@@ -136,6 +136,23 @@ def test_a_folder_with_other_content_is_not_replaced(archive: Path, tmp_path: Pa
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+def test_a_failed_rename_leaves_the_older_checkpoint(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {p.name: p.read_bytes() for p in archive.iterdir()}
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_dafnet(load_dafnet(archive), archive, {})
+    assert {p.name: p.read_bytes() for p in archive.iterdir()} == before
+
+
 def test_a_failed_write_leaves_the_older_checkpoint(archive: Path) -> None:
     before = {p.name: p.read_bytes() for p in archive.iterdir()}
     with pytest.raises(OSError, match="disk full"), replacing_folder(archive) as folder:

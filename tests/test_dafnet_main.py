@@ -1,8 +1,10 @@
 from __future__ import annotations
 
-import copy
 import logging
+import shutil
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from easyedit_dafnet import apply_dafnet_to_model
-from easyedit_dafnet.checkpoint import load_dafnet
+from easyedit_dafnet import apply_dafnet_to_model, dafnet_main
+from easyedit_dafnet.checkpoint import load_dafnet, save_dafnet
 from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams, SettingsError
-from easyedit_dafnet.dafnet_main import STATE
+from easyedit_dafnet.dafnet_main import STATE, moved
 from easyedit_dafnet.language_model import target_logits
 from easyedit_dafnet.records import RequestError, encode_requests
 from tests.conftest import Subject
@@ -143,7 +146,7 @@ def test_memory_is_told(subject: Subject, caplog: pytest.LogCaptureFixture) -> N
 def test_the_tokenizers_padding_side_and_pad_token_change_nothing(subject: Subject) -> None:
     left, right = subject.model(), subject.model()
     before = snapshot(left)
-    tok = copy.deepcopy(subject.tok)
+    tok = deepcopy(subject.tok)
     tok.padding_side = "left"
     apply_dafnet_to_model(left, tok, REQUESTS[:4], subject.hparams())
     tok.padding_side, tok.pad_token = "right", None
@@ -365,6 +368,86 @@ def test_a_weight_is_the_sum_that_any_device_gives(solved: Subject) -> None:
         product = change.numpy() * np.float32(sequence.held.written.margin)
         expected = sequence.originals[name].numpy() + product
         assert np.array_equal(model.get_parameter(name).detach().numpy(), expected), name
+
+
+def test_a_model_that_was_cast_is_edited_on(solved: Subject) -> None:
+    model = solved.model()
+    apply_dafnet_to_model(model, solved.tok, REQUESTS[:2], solved.hparams(margin=3.0))
+    model.bfloat16()
+    apply_dafnet_to_model(model, solved.tok, REQUESTS[2:4], solved.hparams(margin=3.0))
+    sequence = getattr(model, STATE)
+    assert sequence.count == 4 and sequence.is_held_by(model)
+
+
+def test_what_is_held_moves_as_a_whole(solved: Subject) -> None:
+    model = solved.model()
+    hparams = solved.hparams(rehearsed=2, rehearsal_contexts=["It was late."])
+    about = [{**REQUESTS[0], "prompt": f"{REQUESTS[0]['prompt']}, they say,"}]  # another at its key
+    apply_dafnet_to_model(model, solved.tok, [*REQUESTS[:3], *about], hparams)
+    held = getattr(model, STATE).held
+    elsewhere, back = moved(held, torch.device("meta")), moved(held, torch.device("cpu"))
+
+    def tensors(of: Any) -> list[Tensor]:
+        found: list[Tensor] = []
+        stack = [of]
+        while stack:
+            part = stack.pop()
+            if isinstance(part, Tensor):
+                found.append(part)
+            elif isinstance(part, dict):
+                stack += part.values()
+            elif isinstance(part, list | tuple):
+                stack += part
+            elif is_dataclass(part):
+                stack += vars(part).values()
+        return found
+
+    assert len(tensors(held)) == len(tensors(elsewhere)) > 10
+    assert all(t.is_meta for t in tensors(elsewhere))
+    assert type(elsewhere) is type(held) and elsewhere.rehearsal.edits == held.rehearsal.edits
+    assert all(torch.equal(a, b) for a, b in zip(tensors(back), tensors(held), strict=True))
+
+
+def test_an_interrupt_between_two_weights_leaves_the_model_as_it_was(
+    solved: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = solved.model()
+    edit(solved, model, REQUESTS[:1])
+    before, sequence = snapshot(model), getattr(model, STATE)
+    write, calls = dafnet_main.write_weights, []
+
+    def interrupted(model: Any, values: dict[str, Tensor]) -> None:
+        calls.append(len(values))
+        if len(calls) == 1:
+            write(model, dict([*values.items()][:1]))
+            raise KeyboardInterrupt
+        write(model, values)
+
+    monkeypatch.setattr(dafnet_main, "write_weights", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        edit(solved, model, REQUESTS[1:2])
+    assert not changes(model, before) and sequence.count == 1
+    edit(solved, model, REQUESTS[1:2])
+    whole = solved.model()
+    edit(solved, whole, REQUESTS[:1])
+    edit(solved, whole, REQUESTS[1:2])
+    assert_same(changes(model, before), changes(whole, before))
+
+
+def test_an_archive_that_was_trained_anew_does_not_go_on_with_its_edits(
+    solved: Subject, tmp_path: Path
+) -> None:
+    archive = shutil.copytree(solved.archive, tmp_path / "net")
+    hparams = solved.hparams(archive=str(archive))
+    model = solved.model()
+    apply_dafnet_to_model(model, solved.tok, REQUESTS[:1], hparams)
+    anew = deepcopy(load_dafnet(archive))
+    anew.step_sizes.mul_(2)
+    save_dafnet(anew, archive, anew.base_model)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="which was replaced since; restore its weights"):
+        apply_dafnet_to_model(model, solved.tok, REQUESTS[1:2], hparams)
+    assert not changes(model, before)
 
 
 def test_a_subject_in_the_first_token_is_warned_of(

@@ -151,6 +151,21 @@ def test_one_of_two_prompts_at_a_key_gives_way_alone(again: int, put_right: bool
         torch.testing.assert_close(k @ (change + a.T @ b), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_a_prompt_at_another_key_is_told_apart_from_itself() -> None:
+    """The same words may be said to be about another subject."""
+    s, (keys, _, _) = solver(), edits(2)
+    here, there = ([k[i : i + 1] for k in keys] for i in range(2))
+    first, second, third, last = ([torch.randn(1, 5) for _ in MODULES] for _ in range(4))
+    one, other = torch.tensor([7]), torch.tensor([99])
+    parts = [(here, first, one), (here, second, other), (there, third, other)]
+    changes, _ = write(s, [*parts, (there, last, other)])
+    expected, _ = write(s, [*parts[:2], (there, last, other)])
+    for m, k in enumerate(there):
+        # Along the key S forgets all, what it knew of the other key too, which leaves a tenth.
+        difference = (k @ (changes[m] - expected[m])).norm()
+        assert difference <= 0.15 * (first_gain(s, m, k) * third[m]).norm()
+
+
 def test_a_repeat_within_a_batch_is_a_repeat() -> None:
     s, part = solver(), edits(3)
     keys, values, prompts = part
