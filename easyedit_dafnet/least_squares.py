@@ -246,7 +246,8 @@ class LeastSquares(nn.Module):
             if known is not None and (not known.again or known.prompt in added):
                 added = {**added, known.prompt: given}
             elif known is None:  # at a key of its own, whatever its prompt added at another
-                added = {p: v for p, v in added.items() if p not in set(prompts[rows].tolist())}
+                elsewhere = added.keys() - set(prompts[rows].tolist())
+                added = {prompt: added[prompt] for prompt in elsewhere}
             written = replace(written, inverses=inverses, added=added)
             if known is None or not known.again:  # else both are there
                 written = replace(
