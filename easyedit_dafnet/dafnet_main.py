@@ -111,6 +111,13 @@ class EditSequence:
         # Rounded twice everywhere: one fused step would differ in the last bit between devices.
         return (change * margin).add_(original.float()).to(like.dtype)
 
+    def _values(self, model: Any, held: Held) -> dict[str, Tensor]:
+        """All edited weights, by parameter name."""
+        return {
+            name: self._value(name, change, model.get_parameter(name), held.written)
+            for name, change in held.changes.items()
+        }
+
     def is_of(self, dafnet: DAFNet, archive: str) -> bool:
         """Whether these networks made the edits; those of a folder may have been trained anew."""
         return (self.archive, self.written_at) == (archive, dafnet.written_at)
@@ -236,10 +243,7 @@ class EditSequence:
         groups = list(zip(*(batch.split(together) for batch in batches), strict=True))
         for group in tqdm(groups, desc="DAFNet edits", disable=len(groups) < 3):
             held = self._fused(model, dafnet, group, hparams, held)
-        values = {
-            name: self._value(name, change, model.get_parameter(name), held.written)
-            for name, change in held.changes.items()
-        }
+        values = self._values(model, held)
         for name, value in values.items():
             # One that is not finite is an extreme. Several times faster than asking each.
             if not torch.stack([value.amin(), value.amax()]).isfinite().all():
@@ -247,11 +251,10 @@ class EditSequence:
                     f"The update of {name} is not finite, so the model was left as it was; check "
                     "the archive and the request."
                 )
-        before = {name: model.get_parameter(name).detach().clone() for name in values}
         try:
             write_weights(model, values)
         except BaseException:  # Ctrl-C, too, comes between two weights
-            write_weights(model, before)
+            write_weights(model, self._values(model, self.held))
             raise
         self.held = held
         self.count += len(batches[0])
