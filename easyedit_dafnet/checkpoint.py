@@ -73,11 +73,12 @@ def save_dafnet(
     path: str | Path,
     base_model: Mapping[str, Any],
     training: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Path:
     """Write the networks and all that is needed to use them.
 
     base_model: name, type and fingerprint of the language model. training: settings, seed,
-    versions, scores.
+    versions, scores. dtype: of the networks' matrices in the file; statistics are float32.
     """
     path = Path(path)
     config = {
@@ -97,6 +98,8 @@ def save_dafnet(
     for name, tensor in tensors.items():
         if ".directions_" in name:  # many numbers of which few digits matter
             tensors[name] = tensor.half()
+        elif name.startswith("networks.") and tensor.ndim > 1:
+            tensors[name] = tensor.to(dtype)
     with replacing_folder(path) as folder:
         save_file(tensors, folder / WEIGHTS)
         (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private, even in a shared folder

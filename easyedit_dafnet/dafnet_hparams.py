@@ -427,6 +427,8 @@ class DAFNetTrainingHparams(_Settings):
     log_interval: int = 10
     tensorboard: bool = False
     results_dir: str = "./results"
+    # Of the networks' matrices in the archive; float16 halves the file. Training goes on in float32
+    archive_dtype: Literal["float32", "float16"] = "float32"
 
     # Read by EasyEdit's data sets and model loader
     dropout: float | None = None

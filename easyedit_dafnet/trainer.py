@@ -438,6 +438,7 @@ class DAFNetTrainer:
                     "transformers": transformers.__version__,
                 },
             },
+            getattr(torch, self.config.archive_dtype),
         )
 
     def run(self, resume: bool = False) -> dict[str, float]:

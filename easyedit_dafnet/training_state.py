@@ -42,6 +42,7 @@ FORMAT = "easyedit_dafnet training/1"
 
 # Settings that a resumed run may change: they decide when it ends and what is told of it...
 FREE = {
+    "archive_dtype",
     "cache_gb",
     "log_interval",
     "max_iters",

@@ -106,6 +106,22 @@ def test_what_is_saved_is_loaded_bit_for_bit(llama: Path, tmp_path: Path) -> Non
     assert json.loads((path / "config.json").read_text())["training"] == {"seed": 7}
 
 
+def test_matrices_may_be_saved_in_half_precision(llama: Path, tmp_path: Path) -> None:
+    dafnet = random_dafnet(load(llama), LLAMA_MODULES)
+    dafnet.update_statistics([_signals(m.d_in, m.d_out) for m in dafnet.edited])
+    whole = save_dafnet(dafnet, tmp_path / "whole", {})
+    half = save_dafnet(dafnet, tmp_path / "half", {}, dtype=torch.float16)
+    sizes = [(path / "model.safetensors").stat().st_size for path in (whole, half)]
+    assert sizes[1] < 0.7 * sizes[0]
+    for name, value in load_dafnet(half).state_dict().items():
+        expected = dafnet.state_dict()[name]
+        assert value.dtype == expected.dtype
+        # 11 bits of the significand, so half of 2^-10 relative, or of the least subnormal
+        torch.testing.assert_close(value, expected, rtol=2**-11, atol=2**-25)
+        if expected.ndim < 2:  # biases, statistics and step sizes
+            assert torch.equal(value, expected)
+
+
 def _signals(d_in: int, d_out: int) -> EditSignals:
     return EditSignals(torch.randn(5, d_in), torch.randn(5, d_out), torch.tensor([2, 3]))
 

@@ -411,6 +411,17 @@ def test_the_checkpoint_says_where_it_comes_from(config: Any, llama: Path, tmp_p
     assert all(torch.equal(loaded[k], v) for k, v in trainer.dafnet.state_dict().items())
 
 
+def test_the_archive_may_be_in_half_precision(config: Any) -> None:
+    trainer = DAFNetTrainer(config(archive_dtype="float16"), RECORDS)
+    trainer.run()
+    trained, kept = trainer.dafnet.state_dict(), load_dafnet(trainer.save_path).state_dict()
+    assert any(not torch.equal(kept[k], v) for k, v in trained.items())
+    for name, value in trained.items():
+        halved = name.startswith("networks.") and value.ndim > 1
+        assert value.dtype == kept[name].dtype, "training goes on as it was"
+        assert torch.equal(kept[name], value.half().to(value.dtype) if halved else value)
+
+
 def test_the_best_checkpoint_is_kept(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = DAFNetTrainer(config(val_interval=1, val_seq_lens=[2]), RECORDS, RECORDS[:3])
     results = iter([0.2, 0.6, 0.4, 0.5])
