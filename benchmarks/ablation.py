@@ -106,16 +106,40 @@ def _sizes(solver: LeastSquares, m: int, keys: Tensor) -> Tensor:
 
 
 def with_moments(choose: Callable[[Moments, int], list[Tensor]]) -> Callable[..., None]:
-    """Other inputs to leave alone; what they weigh beside a key stays."""
+    """Other inputs to leave alone."""
+
+    def protect(solver: LeastSquares, m: int, moments: Moments) -> None:
+        if chosen := choose(moments, m):
+            solver.protect(m, *chosen)
+        else:
+            solver.get_buffer(f"freedom_{m}").fill_(1.0)
+
+    return with_metric(protect)
+
+
+def with_directions(kept: int) -> Callable[..., None]:
+    """Fewer principal directions of M are told apart; the others share their mean strength."""
+
+    def merge(solver: LeastSquares, m: int, _: Moments) -> None:
+        directions, freedom = (solver.get_buffer(f"{n}_{m}") for n in ("directions", "freedom"))
+        d_in, told_apart = directions.shape
+        if kept < told_apart:
+            strengths = 1 / freedom  # of the directions; those that are not told apart have 1
+            others = strengths[kept:].sum() + d_in - told_apart
+            freedom[:kept] *= others / (d_in - kept)
+            freedom[kept:] = 1.0
+
+    return with_metric(merge)
+
+
+def with_metric(alter: Callable[[LeastSquares, int, Moments], None]) -> Callable[..., None]:
+    """Another M; what the inputs to leave alone weigh beside a key stays."""
 
     def change(dafnet: DAFNet, moments: Moments) -> None:
         solver = _solver(dafnet)
         for m, keys in enumerate(moments.keys):
             before = _sizes(solver, m, keys).log().mean()
-            if chosen := choose(moments, m):
-                solver.protect(m, *chosen)
-            else:
-                solver.get_buffer(f"freedom_{m}").fill_(1.0)
+            alter(solver, m, moments)
             after = _sizes(solver, m, keys).log().mean()
             solver.log_weights[m] += after - before
 
@@ -192,6 +216,7 @@ VARIANTS = {
         change=with_moments(lambda s, m: [s.keys[m].T @ s.keys[m]]),
     ),
     "no moments": Variant("M = 1", change=with_moments(lambda s, m: [])),
+    "400 directions": Variant("M is told apart in fewer directions", change=with_directions(400)),
     "no memory": Variant("a sum of edits made one by one", {"rehearsed": 0}, without_memory),
     "as trained": Variant(
         "no more protection than in training, nothing louder",

@@ -15,11 +15,12 @@ from benchmarks.ablation import (
     _sizes,
     long_answers,
     main,
+    with_directions,
     without_memory,
     without_past,
 )
 from easyedit_dafnet.checkpoint import load_dafnet
-from easyedit_dafnet.least_squares import Overshoot, gains
+from easyedit_dafnet.least_squares import LeastSquares, Overshoot, gains
 from easyedit_dafnet.records import encode_requests
 from easyedit_dafnet.signals import edit_signals
 from tests.conftest import Subject
@@ -113,6 +114,27 @@ def test_what_a_row_changes_is_what_it_says(solved: Subject) -> None:
         elif "lambda" in name:
             ratio = (solver.log_weights - before.log_weights).exp()
             assert ratio.tolist() == pytest.approx([4.0 if "*" in name else 0.25] * len(ratio))
+
+
+def test_fewer_directions_are_those_that_a_smaller_network_would_keep(solved: Subject) -> None:
+    torch.manual_seed(0)
+    keys = [torch.randn(200, m.d_in, dtype=torch.float64) for m in solved.edited]
+    dafnet = load_dafnet(solved.archive)
+    solver = dafnet.least_squares
+    assert solver is not None
+    fewer = LeastSquares(solved.edited, 2, weight=1.0)
+    with torch.no_grad():
+        for m, k in enumerate(keys):
+            solver.protect(m, k.T @ k)
+            fewer.protect(m, k.T @ k)
+    moments = Moments([], [k.float() for k in keys])
+    before = [_sizes(solver, m, k).log().mean().item() for m, k in enumerate(moments.keys)]
+    with_directions(2)(dafnet, moments)
+    for m, k in enumerate(moments.keys):
+        assert _sizes(solver, m, k).log().mean().item() == pytest.approx(before[m], abs=1e-4)
+        expected = fewer.get_buffer(f"freedom_{m}")
+        torch.testing.assert_close(solver.get_buffer(f"freedom_{m}")[:2], expected)
+        assert (solver.get_buffer(f"freedom_{m}")[2:] == 1).all()
 
 
 def test_more_edits_than_were_held_out_are_refused(
