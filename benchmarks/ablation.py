@@ -5,20 +5,21 @@
 
 Edits sequences of the records that training with --seed held out of --data, so nothing here was
 trained on and nothing is an evaluation record; scores them after each sequence, teacher-forced, and
-writes a table and ablation.json. Most targets of CounterFact are one token; --long-answers asks
-made-up questions about the same subjects, whose answers are years and names. The parts of training
-(other losses, other modules) take a training run each: train with other settings and name the
-result with --archive.
+writes a table and ablation.json after each; a call with the same --out adds what it lacks. Most
+targets of CounterFact are one token; --long-answers asks made-up questions about the same subjects,
+whose answers are years and names. The parts of training (other losses, other modules) take a
+training run each: train with other settings and name the result with --archive.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, harmonic_mean
 from typing import Any
@@ -37,10 +38,11 @@ import easyedit_dafnet
 from benchmarks.speed.report import Section, to_markdown, to_table
 from easyedit_dafnet.bench.cells import write_json
 from easyedit_dafnet.bench.environment import cpu_name
-from easyedit_dafnet.checkpoint import dafnet_for
+from easyedit_dafnet.checkpoint import dafnet_for, load_dafnet
 from easyedit_dafnet.dafnet import DAFNet, Past
 from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams
 from easyedit_dafnet.dafnet_main import EditSequence
+from easyedit_dafnet.files import write_text
 from easyedit_dafnet.language_model import LanguageModel, Text, inference_mode_of
 from easyedit_dafnet.least_squares import LeastSquares, Written
 from easyedit_dafnet.losses import record_texts
@@ -48,7 +50,8 @@ from easyedit_dafnet.records import context_length, encode_requests, hold_out, r
 from easyedit_dafnet.scoring import sequence_scores
 from easyedit_dafnet.second_moments import pieces_of, sums_of_inputs
 from easyedit_dafnet.signals import EditSignals, edit_signals
-from easyedit_dafnet.text import moment_passages
+from easyedit_dafnet.smollm2 import weights_digest
+from easyedit_dafnet.text import moment_passages, text_name
 
 
 @dataclass(frozen=True)
@@ -223,9 +226,7 @@ VARIANTS = {
         {"protection": 1.0, "margin": 1.0, "margin_decay": 0.0},
     ),
     "no rehearsal": Variant("no edit is asked again", {"rehearsed": 0}),
-    "three steps of rehearsal": Variant(
-        "what lacks gets up to three steps", {"rehearsal_steps": 3}
-    ),
+    "one step of rehearsal": Variant("what lacks gets one step", {"rehearsal_steps": 1}),
     "no contexts": Variant("edits are asked by their prompts alone", {"rehearsal_contexts": []}),
     "lambda / 4": Variant("what should be left alone weighs less", change=weighed(0.25)),
     "lambda * 4": Variant("and more", change=weighed(4.0)),
@@ -301,6 +302,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     if args.long_answers:
         records = long_answers(records)
+    load_dafnet(str(hparams.archive))  # says so if there is none
+    archive = Path(str(hparams.archive))
+    held = f"{len(records)} of those held out of training by seed {args.seed}"
+    facts = {
+        "data": Path(args.data).name,
+        "records": f"made-up questions about {held}" if args.long_answers else held,
+        "archive": archive.name,
+        "weights": weights_digest(archive)[:16],
+        "text": text_name(args.text),
+        "dtype": args.dtype,
+        "settings": {**asdict(hparams), "archive": archive.name},
+        "versions": {
+            "easyedit_dafnet": easyedit_dafnet.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "hardware": f"{cpu_name()}, {torch.get_num_threads()} threads",
+    }
+    try:
+        rows = rows_so_far(args.out / "ablation.json", facts)
+    except ValueError as error:
+        parser.error(str(error))
     model = AutoModelForCausalLM.from_pretrained(
         hparams.model_name, torch_dtype=getattr(torch, args.dtype)
     ).to(hparams.torch_device)
@@ -314,42 +337,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
             own = record_texts(tok, record, model)
             (own["locality"],) = language_model.with_unedited([own["locality"]])
             texts[id(record)] = own
-    moments = moments_of(model, tok, shipped, others[:1000], args.text)
-
-    rows: dict[str, dict[str, dict[str, float]]] = {}
-    for name in args.only or VARIANTS:
+    named = args.only or list(VARIANTS)
+    lengths = [str(n) for n in args.num_edits]
+    left = [name for name in named if not rows.get(name, {}).keys() >= set(lengths)]
+    moments = Moments([], [])
+    if any(VARIANTS[name].change for name in left):
+        moments = moments_of(model, tok, shipped, others[:1000], args.text)
+    for name in left:
         variant = VARIANTS[name]
         dafnet = deepcopy(shipped)
         if variant.change is not None:
             variant.change(dafnet, moments)
         settings = replace(hparams, **variant.settings)
-        rows[name] = {}
+        found = rows.setdefault(name, {})
         for n in args.num_edits:
+            if str(n) in found:
+                continue
             runs = [records[i : i + n] for i in range(0, len(records) - n + 1, n)]
-            rows[name][str(n)] = scores_of(
-                model, tok, dafnet, settings, runs, texts, language_model
-            )
-            print(f"{name}, N = {n}: {rows[name][str(n)]}", flush=True)
-    section = _table(rows, args.num_edits)
+            found[str(n)] = scores_of(model, tok, dafnet, settings, runs, texts, language_model)
+            print(f"{name}, N = {n}: {found[str(n)]}", flush=True)
+            write_json(args.out / "ablation.json", {**facts, "rows": rows})
+    done = {name: rows[name] for name in VARIANTS if name in rows}
+    section = _table(done, sorted({int(n) for row in done.values() for n in row}))
     Console().print(to_table(section))
-    args.out.mkdir(parents=True, exist_ok=True)
-    held = f"{len(records)} of those held out of training by seed {args.seed}"
-    facts = {
-        "data": Path(args.data).name,
-        "records": f"made-up questions about {held}" if args.long_answers else held,
-        "archive": Path(str(hparams.archive)).name,
-        "dtype": args.dtype,
-        "versions": {
-            "easyedit_dafnet": easyedit_dafnet.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "hardware": f"{cpu_name()}, {torch.get_num_threads()} threads",
-    }
-    write_json(args.out / "ablation.json", {**facts, "rows": rows})
-    named = (facts["archive"], f"{facts['data']}: {facts['records']}", args.dtype)
-    caption = f"{'; '.join(named)}; {facts['hardware']}."
-    (args.out / "ablation.md").write_text(to_markdown([section], caption))
+    about = (facts["archive"], f"{facts['data']}: {facts['records']}", args.dtype)
+    caption = f"{'; '.join(map(str, about))}; {facts['hardware']}."
+    write_text(args.out / "ablation.md", to_markdown([section], caption))
+
+
+def rows_so_far(path: Path, facts: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """What an earlier call has left. Raises ValueError for a file that is of something else."""
+    if not path.exists():
+        return {}
+    before = json.loads(path.read_text())
+    differ = [name for name, value in facts.items() if before.get(name) != value]
+    if differ:
+        raise ValueError(f"{path} has rows with other {', '.join(differ)}; choose another --out.")
+    rows: dict[str, dict[str, dict[str, float]]] = before["rows"]
+    return rows
 
 
 def _table(
@@ -364,6 +389,8 @@ def _table(
                     f"{row[str(n)][key]:.2f}"
                     for key in ("reliability", "generality", "locality", "score")
                 )
+                if str(n) in row
+                else "–"
                 for n in lengths
             ),
         ]

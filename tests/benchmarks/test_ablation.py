@@ -95,6 +95,26 @@ def test_rows_leave_the_trained_network_alone(arguments: list[str], tmp_path: Pa
     assert scores[0] == scores[1]
 
 
+def test_a_later_call_adds_what_is_not_there(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*arguments, "--only", "as shipped"])
+    written = tmp_path / "out" / "ablation.json"
+    first = json.loads(written.read_text())
+    first["rows"]["as shipped"]["1"]["score"] = 0.125  # so it shows whether it was measured again
+    written.write_text(json.dumps(first))
+    main([*arguments, "--only", "no decay", "as shipped"])
+    rows = json.loads(written.read_text())["rows"]
+    assert rows["as shipped"] == first["rows"]["as shipped"] and set(rows["no decay"]) == {"1", "2"}
+    table = (tmp_path / "out" / "ablation.md").read_text()
+    assert "0.12 |" in table and "| no decay |" in table
+
+    with pytest.raises(SystemExit):
+        main([*arguments, "--seed", "7"])
+    assert "has rows with other records; choose another --out" in capsys.readouterr().err
+    assert json.loads(written.read_text())["rows"] == rows
+
+
 def test_what_a_row_changes_is_what_it_says(solved: Subject) -> None:
     torch.manual_seed(0)
     keys = [torch.randn(20, m.d_in) for m in solved.edited]
