@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from .signals import EditedModule
 
 # Of two keys, from which on they are of one subject: the same words up to its end give 1. Of 3,320
-# facts of CounterFact, 3 pairs of different subjects reach it in SmolLM2's layer 3, 52 reach 0.9.
+# facts of CounterFact, no pair of different subjects reaches it in SmolLM2's layer 3, 25 reach 0.9.
 SAME_KEY = 0.99
 
 
