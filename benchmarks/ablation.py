@@ -312,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "weights": weights_digest(archive)[:16],
         "text": text_name(args.text),
         "dtype": args.dtype,
-        "settings": {**asdict(hparams), "archive": archive.name},
+        "settings": {name: _without_folder(value) for name, value in asdict(hparams).items()},
         "versions": {
             "easyedit_dafnet": easyedit_dafnet.__version__,
             "torch": torch.__version__,
@@ -363,6 +363,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = (facts["archive"], f"{facts['data']}: {facts['records']}", args.dtype)
     caption = f"{'; '.join(map(str, about))}; {facts['hardware']}."
     write_text(args.out / "ablation.md", to_markdown([section], caption))
+
+
+def _without_folder(value: Any) -> Any:
+    """A setting as it is, but of a folder on this machine its name alone."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_dir() else value
 
 
 def rows_so_far(path: Path, facts: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:

@@ -60,6 +60,8 @@ def test_each_row_is_measured_and_differs_where_it_should(
     main(arguments)
     found = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert list(found["rows"]) == list(VARIANTS)
+    # no folder of this machine
+    assert not any(Path(value).is_absolute() for value in map(str, found["settings"].values()))
     for row in found["rows"].values():
         for scores in row.values():
             assert set(scores) == {"score", "reliability", "generality", "locality"}
