@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from easyedit_dafnet.bench import Workbench
 from easyedit_dafnet.bench.own_methods import DAFNet, Unedited
@@ -161,6 +162,8 @@ def test_a_network_trained_here_edits_with_the_editing_settings_named(
     settings = {"training": "TRAINING/DAFNet/smollm2-135m-strong", "max_iters": 7}
     plain = DAFNet(workbench(tmp_path), settings)
     strong = DAFNet(workbench(tmp_path), settings | {"hparams": "DAFNet/smollm2-135m-strong"})
-    assert (plain.hparams.margin, strong.hparams.margin) == (1.0, 4.0)
+    named = yaml.safe_load((shipped("hparams") / "DAFNet/smollm2-135m-strong.yaml").read_text())
+    assert (plain.hparams.margin, strong.hparams.margin) == (1.0, named["margin"])
+    assert named["margin"] != 1.0, "else the two could not be told apart"
     assert plain.hparams.archive == strong.hparams.archive != "smollm2-135m-strong"
     assert strong.training is not None and strong.training.max_iters == 7
