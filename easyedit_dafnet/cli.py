@@ -21,7 +21,7 @@ from .dafset.options import add_commands
 
 TRAIN_EXAMPLES = """\
 examples:
-  # the embedded model on the embedded facts (about ten minutes on 2 cores)
+  # the embedded model on the embedded facts (some four minutes on one core)
   easyedit-dafnet train --hparams TRAINING/DAFNet/smollm2-135m --data facts
 
   # a model of your own on CounterFact in EasyEdit's layout, checkpoints under ./results

@@ -157,7 +157,7 @@ class _Settings:
     train_fusion: bool = True
     fusion_order: Literal["paper", "released"] = "paper"
     fusion: Literal["mean", "least_squares"] = "mean"
-    directions: int = 400  # principal ones of the inputs that least squares should leave alone
+    directions: int = 400  # with least squares: the principal ones of M that are told apart
     signal_batch_size: int = 8
 
     # The key that names the method in a file, and its value.
@@ -388,7 +388,9 @@ class DAFNetTrainingHparams(_Settings):
     grad_clip: float = 100.0  # largest norm of the networks' gradient
     max_iters: int = 1000
     seed: int = 42
-    norm_warmup_edits: int = 256  # edits whose signals set the statistics; 0: all of training
+    # Edits whose signals set the statistics (0: all of training) and, with fusion by least squares,
+    # whose keys are half of M and set the scale of lambda.
+    norm_warmup_edits: int = 256
 
     # Losses (paper, 3.4)
     reliability_weight: float = 0.1
@@ -398,8 +400,8 @@ class DAFNetTrainingHparams(_Settings):
     loss_sample_max_count: int = 48
     # With fusion by least squares: weight of the mean squared length of the values, ...
     value_weight: float = 1e-4
-    # ... the text's at first, relative to a key's, the text (a file, or null: Python's
-    # documentation), and how much of it is read for the directions to protect.
+    # ... lambda's first value, relative to the mean size of a key, the text of M (a file, or null:
+    # Python's documentation), and how much of it is read.
     text_weight: float = 0.2
     text: str | None = None
     text_tokens: int = 30_000

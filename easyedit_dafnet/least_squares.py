@@ -44,10 +44,11 @@ SAME_KEY = 0.99
 
 @dataclass(frozen=True)
 class Overshoot:
-    """How much louder n edits say their targets than their own prompts need.
+    """What the values of n edits are multiplied by.
 
-    A single edit that is louder reaches its rephrases; of many, what is too loud of one is noise
-    to the others, so the margin falls: margin / (1 + n / facts)^decay.
+    More than 1 says a target louder than its own prompt needs. A single edit that is louder
+    reaches its rephrases; of many, what is too loud of one is noise to the others, so the margin
+    falls: margin / (1 + n / facts)^decay.
     """
 
     margin: float = 1.0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 EXAMPLES = """\
 examples:
-  # minutes on 2 cores, with everything embedded; the report is a page to open in a browser
+  # minutes on 2 cores, on embedded facts; the report is a page to open in a browser
   easyedit-dafnet bench --suite quick --out runs/quick
   easyedit-dafnet report runs/quick
 
