@@ -53,6 +53,9 @@ from easyedit_dafnet.signals import EditSignals, edit_signals
 from easyedit_dafnet.smollm2 import weights_digest
 from easyedit_dafnet.text import moment_passages, text_name
 
+# Whose keys stand for subjects at large: more than SmolLM2's d_in, else they do not span it.
+SUBJECTS = 2000
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -342,7 +345,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     left = [name for name in named if not rows.get(name, {}).keys() >= set(lengths)]
     moments = Moments([], [])
     if any(VARIANTS[name].change for name in left):
-        moments = moments_of(model, tok, shipped, others[:1000], args.text)
+        moments = moments_of(model, tok, shipped, others[:SUBJECTS], args.text)
     for name in left:
         variant = VARIANTS[name]
         dafnet = deepcopy(shipped)

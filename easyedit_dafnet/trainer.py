@@ -332,6 +332,13 @@ class DAFNetTrainer:
         passages = moment_passages(self.config.text)
         context = context_length(self.model)
         pieces = pieces_of(self.tok, passages, self.config.text_tokens, context)
+        inputs, directions = sum(map(len, pieces)) + len(records), self.config.directions
+        if inputs <= min(directions, max(m.d_in for m in self.modules) - 1):
+            raise SettingsError(
+                f"Setting 'directions' is {directions}, but the text and the edits have {inputs} "
+                "inputs, which do not tell so many apart; lower it, or raise 'text_tokens' or "
+                "'norm_warmup_edits'."
+            )
         with inference_mode_of(self.model):
             sums = sums_of_inputs(self.model, [m.name for m in self.modules], pieces)
         keys = [s.x.to(self.dafnet.device) for s in joined_signals(self.unedited.records(records))]

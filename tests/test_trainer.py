@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -539,6 +539,17 @@ def test_a_solved_form_is_trained_saved_and_edits(solved_config: Any, llama: Pat
     before = model.get_parameter(f"{SOLVED_LLAMA[0]}.weight").detach().clone()
     apply_dafnet_to_model(model, TOK, REQUESTS, hparams)
     assert not torch.equal(model.get_parameter(f"{SOLVED_LLAMA[0]}.weight"), before)
+
+
+def test_directions_that_the_inputs_cannot_tell_apart_are_refused(solved_config: Any) -> None:
+    config = solved_config(directions=8, text_tokens=4, norm_warmup_edits=4)
+    trainer = DAFNetTrainer(config, RECORDS, tok=TOK)
+    with pytest.raises(SettingsError, match="'directions' is 8, but the text and the edits have 8"):
+        trainer.prepare()
+    trainer = DAFNetTrainer(replace(config, text_tokens=5), RECORDS, tok=TOK)
+    trainer.prepare()
+    solver = trainer.dafnet.least_squares
+    assert solver is not None and solver.log_weights.isfinite().all()
 
 
 def test_a_solved_form_needs_edits_to_set_its_scale(solved_config: Any) -> None:
