@@ -405,7 +405,9 @@ def test_what_is_held_moves_as_a_whole(solved: Subject) -> None:
     assert len(tensors(held)) == len(tensors(elsewhere)) > 10
     assert all(t.is_meta for t in tensors(elsewhere))
     assert type(elsewhere) is type(held) and elsewhere.rehearsal.edits == held.rehearsal.edits
-    assert all(torch.equal(a, b) for a, b in zip(tensors(back), tensors(held), strict=True))
+    for a, b in zip(tensors(back), tensors(held), strict=True):
+        # Room for further edits is uninitialised, so there may be a nan in it.
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def test_an_interrupt_between_two_weights_leaves_the_model_as_it_was(
