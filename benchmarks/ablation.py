@@ -42,11 +42,13 @@ from easyedit_dafnet.checkpoint import dafnet_for, load_dafnet
 from easyedit_dafnet.dafnet import DAFNet, Past
 from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams
 from easyedit_dafnet.dafnet_main import EditSequence
+from easyedit_dafnet.edit_requests import hold_out
 from easyedit_dafnet.files import write_text
 from easyedit_dafnet.language_model import LanguageModel, Text, inference_mode_of
 from easyedit_dafnet.least_squares import LeastSquares, Written
 from easyedit_dafnet.losses import record_texts
-from easyedit_dafnet.records import context_length, encode_requests, hold_out, read_records
+from easyedit_dafnet.record_files import read_records
+from easyedit_dafnet.records import context_length, encode_requests
 from easyedit_dafnet.scoring import sequence_scores
 from easyedit_dafnet.second_moments import pieces_of, sums_of_inputs
 from easyedit_dafnet.signals import EditSignals, edit_signals

@@ -159,7 +159,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run_train(args: argparse.Namespace) -> None:
     from .dafnet_hparams import DAFNetTrainingHparams
-    from .records import RequestError, hold_out, read_records
+    from .edit_requests import RequestError, hold_out
+    from .record_files import read_records
     from .trainer import DAFNetTrainer
 
     config = DAFNetTrainingHparams.from_hparams(args.hparams)
@@ -205,7 +206,9 @@ def run_edit(args: argparse.Namespace) -> None:
     from .checkpoint import replacing_folder
     from .dafnet_hparams import DAFNetHyperParams
     from .dafnet_main import apply_dafnet_to_model
-    from .records import RequestError, encode_requests, read_records
+    from .edit_requests import RequestError
+    from .record_files import read_records
+    from .records import encode_requests
 
     hparams = DAFNetHyperParams.from_hparams(args.hparams)
     if args.device is not None:

@@ -15,15 +15,9 @@ from tqdm import tqdm
 from .checkpoint import dafnet_for, warn_if_other_model
 from .dafnet import DAFNet, Past, Update
 from .dafnet_hparams import DAFNetHyperParams
+from .edit_requests import check_requests
 from .least_squares import Overshoot, Written
-from .records import (
-    TokenBatch,
-    check_requests,
-    context_length,
-    encode_requests,
-    in_context,
-    prompt_numbers,
-)
+from .records import TokenBatch, context_length, encode_requests, in_context, prompt_numbers
 from .rehearsal import Rehearsal
 from .signals import EditedModule, edit_signals
 from .values import improved

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .edit_requests import RequestError
 from .language_model import LanguageModel, Text, texts_of
-from .records import RequestError, context_length, encode_targets, subject_positions
+from .records import context_length, encode_targets, subject_positions
 
 Kind = Literal["reliability", "generality", "locality"]
 # The named losses and what they are about.

@@ -1,26 +1,20 @@
-"""Edit requests and data records: what they must contain, and how they become tokens."""
+"""How edit requests and other texts become tokens, and where in them an edit is written."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-import random
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from .edit_requests import RequestError, check_requests
+from .subjects import subject_of
+
 IGNORE = -100  # label of a position that no loss reads, as everywhere in transformers
-
-
-class RequestError(ValueError):
-    """An edit request that cannot be used; the message says which one and why."""
 
 
 @dataclass(frozen=True)
@@ -111,56 +105,6 @@ def encode_targets(
     return padded(ids, labels)
 
 
-# Words that may stand inside a name, and those that are none, capitalised or not.
-_INSIDE = r"(?:of|the|de|la|du|van|von|der|and|for|in|on|at|to|y|e|&)"
-_NAME = re.compile(rf"[A-Z0-9][\w'’.:!-]*(?:,? {_INSIDE}(?= )| ?[A-Z0-9&][\w'’.:!-]*| [IVX]+)*")
-_VERB = "is|are|was|were|be|been|has|have|had|do|does|did|can|could|will|would|may"
-_SMALL = (
-    f"{_VERB}|what|who|whom|whose|which|where|when|why|how|the|a|an|in|on|at|by|of|to|from|for|with|"
-    "as|and|or|during|after|before|if|it|its|he|his|she|her|they|their|we|our|you|your|i|my|this|"
-    "that|these|those|there|not|called|named|known|located|born"
-)
-
-
-def _is(kind: str, word: str) -> bool:
-    return re.fullmatch(kind, word.strip(",;"), re.IGNORECASE) is not None
-
-
-def guess_subject(prompt: str) -> str:
-    """What a prompt is about, where nobody says so: its longest name, a first word only if alone.
-
-    A name is a run of capitalised words, with small ones such as "of" between them. Without one it
-    is the last run of words before the verb that are not small, or all of the prompt.
-    """
-    names = []
-    for match in _NAME.finditer(prompt):
-        words = match[0].split(" ")
-        while words and _is(_SMALL, words[0]):
-            words = words[1:]
-        if name := " ".join(words).rstrip(",.:!?"):
-            names.append((match.start() > 0, re.sub(r"['’]s$", "", name)))
-    inside = [name for is_inside, name in names if is_inside or " " in name]
-    if found := inside or [name for _, name in names]:
-        return max(found, key=len)
-    words = prompt.rstrip(" .:?!").split(" ")
-    small = [_is(_SMALL, word) for word in words]
-    for end in reversed([i for i, word in enumerate(words) if _is(_VERB, word)]):
-        if not all(small[:end]):
-            words, small = words[:end], small[:end]
-            break
-    while small and small[-1]:
-        words, small = words[:-1], small[:-1]
-    start = max((i + 1 for i, is_small in enumerate(small) if is_small), default=0)
-    return " ".join(words[start:]) or prompt
-
-
-def subject_of(request: Mapping[str, Any]) -> Any:
-    """What the request says, without space around it; a guess where it says nothing."""
-    subject = request.get("subject")
-    subject = subject.strip() if isinstance(subject, str) else subject
-    return guess_subject(request["prompt"]) if subject in (None, "") else subject
-
-
 def subject_positions(tok: Any, requests: Sequence[Mapping[str, Any]]) -> Tensor:
     """[n], the last token of each request's subject in its prompt, where its edit is written.
 
@@ -204,29 +148,6 @@ def encode_passages(
     return padded(ids, labels)
 
 
-def check_requests(requests: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The requests as a list, once each is known to have a prompt and a target_new with text."""
-    if isinstance(requests, Mapping):
-        raise RequestError("The requests must be a list; wrap a single request in [ ].")
-    requests = list(requests)
-    if not requests:
-        raise RequestError("There are no requests to apply; give at least one.")
-    for i, request in enumerate(requests):
-        if not isinstance(request, Mapping):
-            raise RequestError(
-                f"Request {i} is a {type(request).__name__}; "
-                "it must be a dict with 'prompt' and 'target_new'."
-            )
-        for key in ("prompt", "target_new"):
-            value = request.get(key)
-            if not isinstance(value, str) or not value.strip():
-                given = "is missing" if value is None else f"is {value!r}"
-                raise RequestError(
-                    f"Request {i}: {key!r} {given}; it must be a text that is not empty."
-                )
-    return requests
-
-
 def context_length(model: Any) -> int | None:
     """Longest text in tokens that the model's positions reach, if its configuration says so."""
     return getattr(model.config, "max_position_embeddings", None)
@@ -259,86 +180,3 @@ def encode_requests(
                 f"holds {limit}; shorten the prompt."
             )
     return batch
-
-
-def load_records(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a .json (a list), .jsonl (one a line) or .csv (a header line) file, of any keys.
-
-    Raises RequestError naming the file when it is missing, damaged or of another kind.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise RequestError(f"There is no file {str(path)!r}.")
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            if path.suffix == ".csv":
-                records: Any = list(csv.DictReader(file))
-            elif path.suffix == ".jsonl":
-                records = [json.loads(line) for line in file if line.strip()]
-            elif path.suffix == ".json":
-                records = json.load(file)
-            else:
-                raise RequestError(f"{path}: the name must end in .json, .jsonl or .csv.")
-    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise RequestError(f"{path} is damaged or not {path.suffix[1:]}: {error}.") from None
-    if not isinstance(records, list):
-        raise RequestError(f"{path} must hold a list of records, not a {type(records).__name__}.")
-    for i, record in enumerate(records):
-        if isinstance(record, dict) and None in record:
-            raise RequestError(
-                f"{path}: record {i} has more cells than the header; put quotes around texts with "
-                "commas."
-            )
-    return records
-
-
-def read_records(path: str | Path) -> list[dict[str, Any]]:
-    """Records of a file, each with a prompt and a target_new.
-
-    Raises RequestError naming the file and the first unusable record.
-    """
-    records = load_records(path)
-    try:
-        check_requests(records)
-    except RequestError as error:
-        keys = ", ".join(records[0]) if records and isinstance(records[0], dict) else "none"
-        raise RequestError(f"{path}: {error} (The first record's keys: {keys}.)") from None
-    return records
-
-
-def with_drawn_texts(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    """To train on: a record of DAFSet with one of its texts of a kind, always the same one.
-
-    DAFSet's records have a list `prefix` of texts to put before rephrase and locality prompt, and
-    may have `rephrase_prompts`, further wordings, and `opposite`, another question that the edit
-    must leave alone. Other records come back as they are.
-    """
-    if not isinstance(record.get("prefix"), list):
-        return record
-    draw = random.Random(record["prompt"]).choice
-    prefixes = ["", *map(as_prefix, record["prefix"])]
-    drawn = {name: value for name, value in record.items() if name != "prefix"}
-    rephrases = record.get("rephrase_prompts") or [record.get("rephrase_prompt")]
-    if rephrase := draw(rephrases):
-        drawn["rephrase_prompt"] = draw(prefixes) + rephrase
-    kept = [(record.get("locality_prompt"), record.get("locality_ground_truth"))]
-    if opposite := record.get("opposite"):
-        kept.append((opposite["prompt"], opposite["ground_truth"]))
-    prompt, answer = draw(kept)
-    if prompt:
-        drawn |= {"locality_prompt": draw(prefixes) + prompt, "locality_ground_truth": answer}
-    return drawn
-
-
-def as_prefix(text: str) -> str:
-    """A text of DAFSet to put before a question: its first 30 words, ended with a stop."""
-    return " ".join(text.split()[:30]).removesuffix(".") + ". "
-
-
-def hold_out(
-    records: Sequence[dict[str, Any]], seed: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Records to validate on, 5 % and at most 200, and the others; the same for the same seed."""
-    mixed = random.Random(seed).sample(records, len(records))
-    count = min(200, max(1, len(mixed) // 20))
-    return mixed[:count], mixed[count:]

@@ -19,7 +19,7 @@ from hashlib import sha256
 from itertools import accumulate
 from pathlib import Path
 
-from .records import RequestError
+from .edit_requests import RequestError
 
 PERPLEXITY_SHARE = 0.1
 """Share of the words that is kept for perplexity."""

@@ -33,17 +33,12 @@ from . import __version__
 from .checkpoint import dafnet_for, describe_base_model, save_dafnet
 from .dafnet import DAFNet
 from .dafnet_hparams import DAFNetTrainingHparams, SettingsError
+from .edit_requests import RequestError, check_requests, with_drawn_texts
 from .edited_weights import EditedWeights
 from .language_model import LanguageModel, Text, answer_width, inference_mode_of, texts_of
 from .least_squares import LeastSquares
 from .losses import KINDS, LossTerm, backward_losses, record_texts
-from .records import (
-    RequestError,
-    check_requests,
-    context_length,
-    encode_passages,
-    with_drawn_texts,
-)
+from .records import context_length, encode_passages
 from .scoring import sequence_scores
 from .second_moments import pieces_of, sums_of_inputs
 from .signals import find_modules

@@ -19,8 +19,9 @@ from easyedit_dafnet import apply_dafnet_to_model, dafnet_main
 from easyedit_dafnet.checkpoint import load_dafnet, save_dafnet
 from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams, SettingsError
 from easyedit_dafnet.dafnet_main import STATE, moved
+from easyedit_dafnet.edit_requests import RequestError
 from easyedit_dafnet.language_model import target_logits
-from easyedit_dafnet.records import RequestError, encode_requests
+from easyedit_dafnet.records import encode_requests
 from tests.conftest import Subject
 from tests.tiny import REQUESTS
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch.func import functional_call
 from transformers import AutoModelForCausalLM
 
+from easyedit_dafnet.edit_requests import RequestError
 from easyedit_dafnet.language_model import LanguageModel, Text, texts_of
 from easyedit_dafnet.losses import (
     KINDS,
@@ -17,7 +18,7 @@ from easyedit_dafnet.losses import (
     negative_log_likelihood,
     record_texts,
 )
-from easyedit_dafnet.records import IGNORE, RequestError, encode_targets
+from easyedit_dafnet.records import IGNORE, encode_targets
 from tests.tiny import LLAMA_MODULES, REQUESTS, tiny_llama, tokenizer
 
 TOK = tokenizer()

@@ -10,20 +10,18 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from easyedit_dafnet.edit_requests import RequestError, check_requests, hold_out
+from easyedit_dafnet.record_files import read_records
 from easyedit_dafnet.records import (
     IGNORE,
-    RequestError,
-    check_requests,
     encode_passages,
     encode_requests,
     encode_targets,
-    guess_subject,
-    hold_out,
     in_context,
     prompt_numbers,
-    read_records,
     subject_positions,
 )
+from easyedit_dafnet.subjects import guess_subject
 from tests.conftest import Subject
 from tests.tiny import REQUESTS, TEXT, tokenizer
 

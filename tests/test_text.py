@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from easyedit_dafnet.records import RequestError
+from easyedit_dafnet.edit_requests import RequestError
 from easyedit_dafnet.text import (
     moment_passages,
     passages,

@@ -23,8 +23,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+from ..edit_requests import RequestError, as_prefix
 from ..facts import load_facts
-from ..records import RequestError, as_prefix, load_records
+from ..record_files import load_records
 from .records import EditRecord, Probe
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 
-from ..records import RequestError
+from ..edit_requests import RequestError
 from .records import EditRecord
 
 

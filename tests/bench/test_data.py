@@ -23,7 +23,7 @@ from easyedit_dafnet.bench.data import (
     read_edits,
     register_data,
 )
-from easyedit_dafnet.records import RequestError
+from easyedit_dafnet.edit_requests import RequestError
 
 ZSRE = {
     "subject": "Fort Halden",

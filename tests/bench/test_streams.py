@@ -6,7 +6,7 @@ import pytest
 
 from easyedit_dafnet.bench import EditRecord
 from easyedit_dafnet.bench.streams import draw, stream_seed, usable
-from easyedit_dafnet.records import RequestError
+from easyedit_dafnet.edit_requests import RequestError
 
 RECORDS = [EditRecord(str(i), f"Place {i} is in", "X", subject=f"Place {i}") for i in range(200)]
 

@@ -20,7 +20,7 @@ from easyedit_dafnet.bridge import load_easyeditor
 from easyedit_dafnet.dafnet_hparams import DAFNetTrainingHparams
 from easyedit_dafnet.dafset.build import Settings, build
 from easyedit_dafnet.dafset.dataset import PROPERTIES
-from easyedit_dafnet.records import read_records
+from easyedit_dafnet.record_files import read_records
 from easyedit_dafnet.trainer import DAFNetTrainer
 from tests.dafset.wikidata import claim, dumped, item
 from tests.tiny import LLAMA_MODULES, tiny_llama
