@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from .networks import NetworkSizes
+from .prompts import Wording
 
 S = TypeVar("S", bound="_Settings")
 
@@ -130,6 +131,7 @@ class _Settings:
     inner_params: the edited weights, as in MEND's files; a trailing ".weight" may be left out.
     archive: folder of a trained DAFNet, or the name of a shipped one.
     device: "cpu", "cuda:1", or a CUDA index.
+    use_chat_template, target_space, subject: see `prompts.Wording`.
     """
 
     model_name: str
@@ -159,6 +161,11 @@ class _Settings:
     fusion: Literal["mean", "least_squares"] = "mean"
     directions: int = 400  # with least squares: the principal ones of M that are told apart
     signal_batch_size: int = 8
+
+    # How requests are put to the model
+    use_chat_template: bool = False
+    target_space: bool | None = None
+    subject: Literal["given", "guess"] = "given"
 
     # The key that names the method in a file, and its value.
     NAME_KEY: ClassVar[str]
@@ -202,6 +209,10 @@ class _Settings:
     @property
     def network_sizes(self) -> NetworkSizes:
         return NetworkSizes(**{f.name: getattr(self, f.name) for f in fields(NetworkSizes)})
+
+    @property
+    def wording(self) -> Wording:
+        return Wording(self.use_chat_template, self.target_space, self.subject)
 
     @property
     def torch_device(self) -> torch.device:
