@@ -6,9 +6,7 @@ import json
 import logging
 import math
 import pickle
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from functools import lru_cache
 from pathlib import Path
@@ -17,12 +15,12 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .dafnet import DAFNet
 from .dafnet_hparams import DAFNetHyperParams, DAFNetTrainingHparams, SettingsError, shipped
-from .files import write_text
+from .files import Kind, replacing_folder, save_tensors, write_text
 from .networks import NetworkSizes
 from .signals import EditedModule, find_modules
 
@@ -35,29 +33,11 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message says which one and why."""
 
 
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """A fresh folder to write into that takes the place of `path` when the block ends well.
-
-    An older checkpoint there is replaced; a folder with anything else in it is not touched.
-    """
-    if path.exists() and not (path / CONFIG).is_file() and any(path.iterdir()):
-        raise CheckpointError(
-            f"{path} exists and is not a DAFNet checkpoint; choose another folder to write to."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        fresh, old = Path(scratch) / "new", Path(scratch) / "old"
-        fresh.mkdir()
-        yield fresh
-        try:
-            if path.exists():
-                path.rename(old)
-            fresh.rename(path)
-        except BaseException:
-            if old.exists() and not path.exists():
-                old.rename(path)
-            raise
+ARCHIVE = Kind(
+    "a DAFNet checkpoint",
+    CONFIG,
+    lambda config: config.get("format") == FORMAT and isinstance(config.get("base_model"), dict),
+)
 
 
 def fingerprint(model: torch.nn.Module, modules: list[EditedModule]) -> dict[str, float]:
@@ -100,10 +80,9 @@ def save_dafnet(
             tensors[name] = tensor.half()
         elif name.startswith("networks.") and tensor.ndim > 1:
             tensors[name] = tensor.to(dtype)
-    with replacing_folder(path) as folder:
-        save_file(tensors, folder / WEIGHTS)
-        (folder / WEIGHTS).chmod(0o644)  # safetensors makes it private, even in a shared folder
-        (folder / CONFIG).write_text(json.dumps(config, indent=1) + "\n")
+    with replacing_folder(path, ARCHIVE) as folder:
+        save_tensors(tensors, folder / WEIGHTS)
+        write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
     return path
 
 

@@ -203,10 +203,10 @@ def run_edit(args: argparse.Namespace) -> None:
     from tqdm import tqdm
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from .checkpoint import replacing_folder
     from .dafnet_hparams import DAFNetHyperParams
     from .dafnet_main import apply_dafnet_to_model
     from .edit_requests import RequestError
+    from .files import replacing_folder
     from .record_files import read_records
     from .records import encode_requests
 

@@ -10,8 +10,6 @@ import hashlib
 import json
 import logging
 import math
-import os
-import shutil
 import signal
 import threading
 import time
@@ -24,12 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from . import __version__
 from .checkpoint import CheckpointError, fingerprint
 from .dafnet_hparams import SettingsError
+from .files import OutputError, save_tensors
 from .language_model import Text
 from .losses import TEXT_FIELDS
 
@@ -154,27 +153,15 @@ def save_state(trainer: DAFNetTrainer, log_size: int) -> None:
         **_identity(trainer),
     )
     folder = trainer.state_path
-    # Always the same: what a killed process has left in it goes with the next state.
-    scratch = folder / ".writing"
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(trainer).items()}
     try:
-        save_file(
-            {name: t.detach().cpu().contiguous() for name, t in _tensors(trainer).items()},
-            scratch / STATE,
-            {"format": FORMAT, "state": json.dumps(asdict(state))},
+        save_tensors(
+            tensors, folder / STATE, {"format": FORMAT, "state": json.dumps(asdict(state))}
         )
-        (scratch / STATE).chmod(0o644)  # safetensors makes it private, even in a shared folder
-        with (scratch / STATE).open("r+b") as file:
-            os.fsync(file.fileno())  # a power cut must not leave the new name without its bytes
-        (scratch / STATE).replace(folder / STATE)
-    except (OSError, SafetensorError) as error:
+    except OutputError as error:
         raise CheckpointError(
-            f"The training state cannot be written to {folder} ({_reason(error)}); make room and "
-            "resume from the former state."
+            f"The training state cannot be saved: {error} Then resume from the former state."
         ) from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _tensors(trainer: DAFNetTrainer) -> dict[str, Tensor]:
