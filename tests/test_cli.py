@@ -20,9 +20,8 @@ from easyedit_dafnet.bridge import host_info
 from easyedit_dafnet.checkpoint import describe_base_model, load_dafnet, save_dafnet
 from easyedit_dafnet.cli import extras, main
 from easyedit_dafnet.dafnet import DAFNet
-from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams
+from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams, NetworkSizes
 from easyedit_dafnet.dafnet_main import apply_dafnet_to_model
-from easyedit_dafnet.networks import NetworkSizes
 from easyedit_dafnet.signals import find_modules
 from tests.tiny import LLAMA_MODULES, REQUESTS, tiny_llama
 
