@@ -33,7 +33,7 @@ from . import __version__
 from .checkpoint import dafnet_for, describe_base_model, save_dafnet
 from .dafnet import DAFNet
 from .dafnet_hparams import DAFNetTrainingHparams, SettingsError
-from .edit_requests import RequestError, check_requests, with_drawn_texts
+from .edit_requests import Record, RequestError, refuse, training_records
 from .edited_weights import EditedWeights
 from .language_model import LanguageModel, Text, answer_width, inference_mode_of, texts_of
 from .least_squares import LeastSquares
@@ -84,20 +84,9 @@ class Curriculum:
             self.minimum, self.minimum_step = 10.0, step
 
 
-def as_records(data: Any, name: str) -> list[Mapping[str, Any]]:
-    """The records of an EasyEdit data set, a torch Dataset or a list, checked for what is used."""
-    records = [data[i] for i in range(len(data))]
-    try:
-        check_requests(records)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    for i, record in enumerate(records):
-        if record.get("locality_prompt") and not record.get("locality_ground_truth"):
-            raise ValueError(
-                f"{name}: record {i} has a locality_prompt but no locality_ground_truth; give the "
-                "answer whose tokens must stay."
-            )
-    return [with_drawn_texts(record) for record in records]
+def as_records(data: Any, name: str) -> list[Record]:
+    """The records of an EasyEdit data set, a torch Dataset or a list, as training reads them."""
+    return training_records([data[i] for i in range(len(data))], name)
 
 
 class DAFNetTrainer:
@@ -225,13 +214,15 @@ class DAFNetTrainer:
             rate *= 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2
         return rate
 
-    def check_texts(self, records: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Raise RequestError for a record that could not be used when its turn comes."""
+    def check_texts(self, records: Sequence[Record], name: str) -> None:
+        """Raise RequestError for the records that could not be used when their turn comes."""
+        problems = {}
         for i, record in enumerate(tqdm(records, desc=f"Reading {name}", leave=False, delay=2)):
             try:
                 record_texts(self.tok, record, self.model, self.config.fusion == "least_squares")
             except RequestError as error:
-                raise RequestError(f"{name}, record {i}: {error}") from None
+                problems[i] = str(error)
+        refuse(records, problems)
 
     # ---- one step -------------------------------------------------------------------------------
 

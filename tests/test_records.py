@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from easyedit_dafnet.edit_requests import RequestError, check_requests, hold_out
-from easyedit_dafnet.record_files import read_records
+from easyedit_dafnet.edit_requests import RequestError
 from easyedit_dafnet.records import (
     IGNORE,
     encode_passages,
@@ -108,29 +105,6 @@ def test_the_last_nine_tenths_of_a_passage_are_predicted() -> None:
     assert not batch.targets[:, 0].any() and not batch.targets[:, -1].any()
 
 
-@pytest.mark.parametrize(
-    ("requests", "message"),
-    [
-        ({"prompt": "a", "target_new": "b"}, "must be a list"),
-        ([], "no requests"),
-        (["a"], "Request 0 is a str"),
-        ([REQUESTS[0], {"target_new": "b"}], "Request 1: 'prompt' is missing"),
-        ([{"prompt": "a"}], "Request 0: 'target_new' is missing"),
-        ([{"prompt": " ", "target_new": "b"}], "Request 0: 'prompt' is ' '"),
-        ([{"prompt": "a", "target_new": ""}], "Request 0: 'target_new' is ''"),
-        ([{"prompt": "a", "target_new": 3}], "Request 0: 'target_new' is 3"),
-    ],
-)
-def test_unusable_requests_are_named(requests: Any, message: str) -> None:
-    with pytest.raises(RequestError, match=message) as error:
-        check_requests(requests)
-    assert "\n" not in str(error.value)
-
-
-def test_requests_from_an_iterator_are_all_kept() -> None:
-    assert check_requests(iter(REQUESTS)) == REQUESTS
-
-
 def test_a_request_longer_than_the_context_is_refused() -> None:
     length = len(TOK("London London London Rome")["input_ids"])
     request = [REQUESTS[3], {"prompt": "London London London", "target_new": "Rome"}]
@@ -138,47 +112,6 @@ def test_a_request_longer_than_the_context_is_refused() -> None:
     assert len(encode_requests(TOK, request, model_with_context(None))) == 2
     with pytest.raises(RequestError, match=f"Request 1: .* {length} tokens.* holds {length - 1}"):
         encode_requests(TOK, request, model_with_context(length - 1))
-
-
-def test_the_three_kinds_of_file_give_the_same_records(tmp_path: Path) -> None:
-    records = [{"prompt": "Łódź, a town", "target_new": 'in "Poland"'}, dict(REQUESTS[1])]
-    (tmp_path / "a.json").write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
-    lines = "\n\n".join(json.dumps(r) for r in records)
-    (tmp_path / "a.jsonl").write_text(lines + "\n", encoding="utf-8")
-    table = 'prompt,target_new\n"Łódź, a town","in ""Poland"""\n'
-    table += f"{records[1]['prompt']},{records[1]['target_new']}\n"
-    (tmp_path / "a.csv").write_text(table, encoding="utf-8")
-    for ending in ("json", "jsonl", "csv"):
-        assert read_records(tmp_path / f"a.{ending}") == records
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.json", b"[{", "a.json is damaged or not json"),
-        ("a.jsonl", b'{"prompt": "a", "target_new": "b"}\n{"prompt', "a.jsonl is damaged"),
-        ("a.csv", b"prompt,target_new\n\xff\xfe,b\n", "a.csv is damaged or not csv"),
-        (
-            "a.json",
-            b'{"prompt": "a", "target_new": "b"}',
-            "must hold a list of records, not a dict",
-        ),
-        ("a.json", b"[]", "no requests"),
-        ("a.csv", b"question,answer\na,b\n", "'prompt' is missing.*keys: question, answer"),
-        ("a.csv", b"prompt,target_new\na,b\nc,Paris, France\n", "record 1 has more cells"),
-        ("a.txt", b"prompt", r"must end in .json, .jsonl or .csv"),
-    ],
-)
-def test_unusable_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(RequestError, match=message) as error:
-        read_records(tmp_path / name)
-    assert name in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"There is no file '.*absent\.json'"):
-        read_records(tmp_path / "absent.json")
 
 
 # ---- subjects -----------------------------------------------------------------------------------
@@ -255,12 +188,3 @@ def test_prompts_have_numbers_of_their_own(subject: Subject) -> None:
     a, b, c = numbers(first, same, other)
     assert a == b != c
     assert [a] == numbers(first)  # whatever the padding
-
-
-def test_what_is_held_out_is_the_same_for_the_same_seed() -> None:
-    records = [{"prompt": str(i)} for i in range(100)]
-    held, others = hold_out(records, 1)
-    assert len(held) == 5 and len(others) == 95
-    assert sorted(r["prompt"] for r in held + others) == sorted(r["prompt"] for r in records)
-    assert hold_out(records, 1) == (held, others) != hold_out(records, 2)
-    assert len(hold_out(records * 100, 1)[0]) == 200
