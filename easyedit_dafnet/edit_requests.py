@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from .edit_records import EditRecord
 from .layouts import (
@@ -18,6 +18,8 @@ from .layouts import (
     without_templates,
 )
 from .record_values import Record, RequestError, name_of, refuse
+
+T = TypeVar("T")
 
 __all__ = [
     "Record",
@@ -47,7 +49,7 @@ def check_requests(requests: Iterable[Mapping[str, Any]]) -> list[Record]:
     Raises:
         RequestError: about all requests that cannot be used, before anything is edited.
     """
-    return _flat(_listed(requests), lambda request: request)
+    return _flat(_listed(requests), dict)
 
 
 def training_records(data: Iterable[Mapping[str, Any]], name: str) -> list[Record]:
@@ -72,7 +74,7 @@ def training_records(data: Iterable[Mapping[str, Any]], name: str) -> list[Recor
         else Record(record, f"{name}, record {i}")
         for i, record in enumerate(_listed(data))
     ]
-    return _flat(records, with_drawn_texts, leave_out=True)
+    return _flat(records, with_drawn_texts, leave_out=True, where=name)
 
 
 def _listed(requests: Iterable[Mapping[str, Any]]) -> list[Any]:
@@ -90,6 +92,7 @@ def _flat(
     records: Sequence[Any],
     finish: Callable[[dict[str, Any]], dict[str, Any]],
     leave_out: bool = False,
+    where: str = "",
 ) -> list[Record]:
     """The requests of records in any layout, each finished in its own way, with their names."""
     layouts = [layout_of(record) for record in records]
@@ -109,7 +112,7 @@ def _flat(
         names = [f"{name}, rewrite {k}" if several else name for k in range(len(requests))]
         return [Record(finish(r), name) for r, name in zip(requests, names, strict=True)]
 
-    return [request for _, request in read_each(records, read, leave_out)]
+    return [request for _, request in read_each(records, read, leave_out, where)]
 
 
 def with_drawn_texts(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -118,23 +121,26 @@ def with_drawn_texts(request: Mapping[str, Any]) -> dict[str, Any]:
     DAFSet's records have a list `prefix` of texts to put before rephrase and locality prompt, and
     may have `rephrase_prompts`, further wordings, and `opposite`, another question that the edit
     must leave alone. In other records a rephrase and a locality prompt that they have themselves
-    stay, and KnowEdit's and EasyEdit's dictionaries serve where there is none.
+    stay, and KnowEdit's and EasyEdit's dictionaries serve where there is none. What was drawn from
+    is left away, so that a second time changes nothing.
 
     Raises RequestError for a text that cannot be used.
     """
     seed = str(request["prompt"])  # a chat is a list
     fields = {"prompt": "", "subject": request.get("subject", ""), **flat_probes(request, Notes())}
     fields = {**without_templates(fields), "prompt": seed, "target_new": request["target_new"]}
-    drawn = dict(request)
-    if not isinstance(request.get("prefix"), list):
+    prefix = request.get("prefix")
+    sources = {"rephrase", "rephrase_prompts", "locality", "opposite"}
+    if not isinstance(prefix, list):
+        drawn = {key: value for key, value in request.items() if key not in sources}
         found = EditRecord(id="", **fields).flat()
         for keys in (("rephrase_prompt",), ("locality_prompt", "locality_ground_truth")):
             if found.get(keys[0]) and not request.get(keys[0]):
                 drawn |= {key: found[key] for key in keys}
         return drawn
+    drawn = {key: value for key, value in request.items() if key not in {*sources, "prefix"}}
     draw = random.Random(seed).choice
-    prefixes = ["", *map(as_prefix, request["prefix"])]
-    del drawn["prefix"]
+    prefixes = ["", *map(as_prefix, prefix)]
     rephrases = request.get("rephrase_prompts") or [request.get("rephrase_prompt")]
     if rephrase := draw(rephrases):
         drawn["rephrase_prompt"] = draw(prefixes) + rephrase
@@ -146,9 +152,7 @@ def with_drawn_texts(request: Mapping[str, Any]) -> dict[str, Any]:
     return drawn
 
 
-def hold_out(
-    records: Sequence[dict[str, Any]], seed: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def hold_out(records: Sequence[T], seed: int) -> tuple[list[T], list[T]]:
     """Records to validate on, 5 % and at most 200, and the others; the same for the same seed."""
     mixed = random.Random(seed).sample(records, len(records))
     count = min(200, max(1, len(mixed) // 20))

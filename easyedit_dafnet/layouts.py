@@ -201,9 +201,9 @@ def _messages(messages: Any, key: str, subject: str) -> list[Json]:
         )
     name = f"content of message {len(messages) - 1} of {key}"
     content = filled(needed_text(last["content"], name), subject, name)
-    return (
-        messages if content == last["content"] else [*messages[:-1], {**last, "content": content}]
-    )
+    if content == last["content"]:
+        return messages
+    return [*messages[:-1], {**last, "content": content}]
 
 
 @dataclass(frozen=True)
@@ -225,9 +225,10 @@ class Flat:
 
         Raises RequestError where something that must be there is missing or no text.
         """
-        if not any(key in record for key in ("messages", *PROMPT, *TARGET)):
-            keys = ", ".join(map(str, record)) or "none"
-            raise RequestError(f"'prompt' is missing; the record's keys are: {keys}.")
+        for keys in ((*PROMPT, "messages"), TARGET):
+            if not any(key in record for key in keys):
+                given = ", ".join(map(str, record)) or "none"
+                raise RequestError(f"{keys[0]!r} is missing; the record's keys are: {given}.")
         request = dict(record)
         subject = _optional(record, *SUBJECT)
         if subject:
@@ -306,9 +307,8 @@ def _zsre(record: Json, notes: Notes) -> list[Fields]:
         raise RequestError("'portability' must be a dict.")
     hops = _probe(hop.get("New Question"), hop.get("New Answer"), notes) if hop else []
     question = _optional(record, "loc")
-    near = (
-        _probe(question.removesuffix("?") + "?", record.get("loc_ans"), notes) if question else []
-    )
+    question = question and question.removesuffix("?") + "?"
+    near = _probe(question, record.get("loc_ans"), notes) if question else []
     return [
         {
             "prompt": _text(record, "src"),
@@ -330,11 +330,7 @@ def _rewrites(record: Json, notes: Notes) -> list[Fields]:
     A rewrite's `question` in MQuAKE is its prompt in other words. `questions` follow from all
     rewrites of a record together, so they are asked where it has one only.
     """
-    rewrites = record.get("requested_rewrite")
-    if not isinstance(rewrites, Mapping):
-        rewrites = _dicts(record, "requested_rewrite")
-    else:
-        rewrites = [rewrites]
+    rewrites = _dicts(record, "requested_rewrite")
     if not rewrites:
         raise RequestError("'requested_rewrite' is empty; it must be a dict or a list of dicts.")
     edits: list[Fields] = []
@@ -696,7 +692,8 @@ def read_each(
         try:
             if not isinstance(record, Mapping):
                 raise RequestError(
-                    f"it is a {type(record).__name__}, not a dict with 'prompt' and 'target_new'."
+                    f"it is of type {type(record).__name__}; it must be a dict with 'prompt' and "
+                    "'target_new'."
                 )
             found += [(i, one) for one in read(i, notes)]
         except LeftOut as reason:
@@ -706,6 +703,8 @@ def read_each(
                 problems[i] = str(reason)
         except RequestError as error:
             problems[i] = str(error)
+        except RecursionError:
+            problems[i] = "it is nested too deeply."
         left_out += notes.left_out
         if notes.several:
             several.append(name_of(record, i))

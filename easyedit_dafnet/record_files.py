@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .edit_requests import check_requests
+from .edit_requests import check_requests, training_records
 from .record_values import Record, RequestError, refuse
 
 
@@ -39,8 +39,8 @@ def load_records(path: str | Path) -> list[Record]:
         numbered = list(_READERS[kind](text))
     except RecursionError:
         raise RequestError(f"{path} is nested too deeply to be records.") from None
-    except ValueError as error:  # of json's and csv's own, and of this module
-        raise RequestError(f"{path} is damaged or not {kind[1:]}: {error}.") from None
+    except ValueError as error:
+        raise RequestError(f"{path} cannot be read: {error}.") from None
     if not numbered:
         raise RequestError(f"{path} holds no records.")
     place = "record" if kind == ".json" else "line"
@@ -48,7 +48,7 @@ def load_records(path: str | Path) -> list[Record]:
     for number, record in numbered:
         if not isinstance(record, dict):
             raise RequestError(
-                f"{path}, {place} {number}: it is a {type(record).__name__}, not a record."
+                f"{path}, {place} {number}: it is of type {type(record).__name__}, not a dict."
             )
         records.append(Record(record, f"{path}, {place} {number}"))
     extra = "it has more cells than the header; put quotes around texts with commas."
@@ -83,9 +83,11 @@ def _json(text: str) -> Numbered:
     except json.JSONDecodeError as error:
         one_a_line = error.msg == "Extra data" and error.lineno > 1
         hint = "; name it .jsonl if it has one record a line" if one_a_line else ""
-        raise ValueError(f"{error}{hint}") from None
+        raise ValueError(f"it is damaged or not JSON: {error}{hint}") from None
     if not isinstance(records, list):
-        raise ValueError(f"it must hold a list of records, not a {type(records).__name__}")
+        raise ValueError(
+            f"it must hold a list of records, not one of type {type(records).__name__}"
+        )
     yield from enumerate(records)
 
 
@@ -120,8 +122,8 @@ def _csv(text: str) -> Numbered:
             if header is None:
                 header = _header(row)
                 continue
-            record = dict(zip(header, row, strict=False))
-            yield number, record | ({None: row[len(header) :]} if len(row) > len(header) else {})
+            extra = {None: row[len(header) :]} if len(row) > len(header) else {}
+            yield number, {**dict.fromkeys(header), **dict(zip(header, row, strict=False)), **extra}
     except csv.Error as error:
         raise ValueError(f"line {begins}: {error}") from None
 
@@ -145,3 +147,11 @@ def read_records(path: str | Path) -> list[Record]:
     Raises RequestError naming the file and all records that cannot be used.
     """
     return check_requests(load_records(path))
+
+
+def read_training_records(path: str | Path) -> list[Record]:
+    """The records of a file in any layout, as `training_records` has them.
+
+    Raises RequestError naming the file and all records that cannot be used.
+    """
+    return training_records(load_records(path), str(path))

@@ -19,7 +19,11 @@ from easyedit_dafnet.edit_requests import (
 )
 from tests.tiny import REQUESTS
 
-FRANCE = {"prompt": "The capital of France is", "target_new": "Rome", "subject": "France"}
+FRANCE: dict[str, Any] = {
+    "prompt": "The capital of France is",
+    "target_new": "Rome",
+    "subject": "France",
+}
 
 
 def checked(**changes: Any) -> Record:
@@ -41,8 +45,8 @@ def reason(requests: Any) -> str:
         (None, "must be a list, not a NoneType"),
         ("text", "must be a list, not a str"),
         ([], "no requests"),
-        (["a"], "Request 0: it is a str, not a dict"),
-        ([FRANCE, None], "Request 1: it is a NoneType"),
+        (["a"], "Request 0: it is of type str; it must be a dict"),
+        ([FRANCE, None], "Request 1: it is of type NoneType"),
         ([FRANCE, {"target_new": "b"}], "Request 1: 'prompt' is missing"),
         ([{"question": "a", "reply": "b"}], "the record's keys are: question, reply"),
         ([{"prompt": "a"}], "Request 0: 'target_new' is missing"),
@@ -56,7 +60,13 @@ def test_unusable_requests_are_named(requests: Any, message: str) -> None:
 
 def test_usable_requests_come_back_as_they_are() -> None:
     assert check_requests(iter(REQUESTS)) == REQUESTS
-    more = {"case_id": 3, "ground_truth": None, "locality": {}, "portability": {"a": {}}, "x": [1]}
+    more: dict[str, Any] = {
+        "case_id": 3,
+        "ground_truth": None,
+        "locality": {},
+        "portability": {"a": {}},
+        "x": [1],
+    }
     given = {**FRANCE, **more}
     before = copy.deepcopy(given)
     assert check_requests([given]) == [before] == [given]
@@ -64,7 +74,7 @@ def test_usable_requests_come_back_as_they_are() -> None:
 
 
 def test_all_problems_are_told_together() -> None:
-    requests = [FRANCE, {"prompt": "a"}, FRANCE, {"prompt": "b", "target_new": True}]
+    requests: list[Any] = [FRANCE, {"prompt": "a"}, FRANCE, {"prompt": "b", "target_new": True}]
     with pytest.raises(RequestError) as error:
         check_requests(requests)
     assert error.value.problems.keys() == {1, 3}
@@ -153,6 +163,12 @@ def test_what_is_neither_text_nor_number_is_refused(value: Any) -> None:
     assert "Request 0: 'prompt' " in reason([{**FRANCE, "prompt": value}])
 
 
+def test_nesting_without_end_is_refused() -> None:
+    deep: list[Any] = []
+    deep.append(deep)
+    assert "Request 0: it is nested too deeply" in reason([{**FRANCE, "target_new": deep}])
+
+
 def test_long_values_are_shortened_in_messages() -> None:
     assert len(reason([{**FRANCE, "subject": b"x" * 5000}])) < 200
 
@@ -175,7 +191,8 @@ def test_of_several_answers_the_first_is_edited_and_it_is_said_once(
     (record,) = caplog.records
     assert "2 of 4" in record.getMessage() and "Request 1" in record.getMessage()
     assert checked(target_new=numpy.array(["Rome", "Oslo"], object))["target_new"] == "Rome"
-    for empty in ([], [[]], (), [None, " "]):
+    nothing: list[Any] = [[], [[]], (), [None, " "]]
+    for empty in nothing:
         assert "'target_new' is missing" in reason([{**FRANCE, "target_new": empty}])
 
 
@@ -269,23 +286,55 @@ RECORD = {
 }
 
 
-def test_records_to_train_on_that_are_flat_stay_as_they_are() -> None:
+def test_records_to_train_on_keep_the_texts_of_their_own() -> None:
     odd = {**FRANCE, "rephrase_prompt": "", "locality_prompt": None, "prefix": "Well. "}
+    assert training_records([RECORD, odd], "data") == [RECORD, odd]
     near = {"near": [{"prompt": "Oslo is in", "ground_truth": "Norway"}]}
-    given = [RECORD, odd, {**RECORD, "rephrase": "another", "locality": near}]
-    assert training_records(given, "data") == given
+    more = {**RECORD, "rephrase": "another", "rephrase_prompts": ["a third"], "locality": near}
+    assert training_records([more], "data") == [RECORD]
 
 
 def test_knowedits_dictionaries_are_trained_on_where_there_are_no_texts_of_ones_own() -> None:
     near = {"near": [{"prompt": "{} borders", "ground_truth": [["Spain", "the Kingdom"]]}]}
     record = {**FRANCE, "rephrase": "France's capital is", "locality": near}
-    (found,) = training_records([record], "data")
-    assert found == {
-        **record,
-        "rephrase_prompt": "France's capital is",
-        "locality_prompt": "France borders",
-        "locality_ground_truth": "Spain",
+    found = training_records([record], "data")
+    assert found == [
+        {
+            **FRANCE,
+            "rephrase_prompt": "France's capital is",
+            "locality_prompt": "France borders",
+            "locality_ground_truth": "Spain",
+        }
+    ]
+    assert training_records(found, "data") == found
+
+
+def test_dafsets_records_are_trained_on_with_one_of_their_texts_of_a_kind() -> None:
+    opposite = {"prompt": "The capital of Italy is", "ground_truth": "Rome"}
+    texts = {"prefix": ["It rained."], "rephrase_prompts": ["One", "Two"], "opposite": opposite}
+    records = [{**RECORD, **texts, "prompt": f"{i}: the capital of France is"} for i in range(60)]
+    found = training_records(records, "data")
+    assert {r["rephrase_prompt"] for r in found} == {
+        prefix + text for prefix in ("", "It rained. ") for text in ("One", "Two")
     }
+    assert {
+        (r["locality_prompt"].removeprefix("It rained. "), r["locality_ground_truth"])
+        for r in found
+    } == {("The capital of Spain is", "Madrid"), ("The capital of Italy is", "Rome")}
+    assert found == training_records(records, "data") == training_records(found, "data")
+    with pytest.raises(RequestError, match="'opposite' is a str; it must be a dict"):
+        training_records([{**records[0], "opposite": "text"}], "data")
+
+
+def test_records_that_a_data_set_is_known_to_hold_but_nobody_can_edit_are_not_trained_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    empty = {**FRANCE, "target_new": "", "portability": {}}
+    assert training_records([empty, RECORD], "data") == [RECORD]
+    assert "left out: records without a target (1)" in caplog.text
+    with pytest.raises(RequestError, match="no record can be edited; left out: records without"):
+        training_records([empty], "data")
+    assert "Request 0: 'target_new' is ''" in reason([empty, FRANCE])
 
 
 def test_problems_of_records_to_train_on_are_told_together() -> None:
