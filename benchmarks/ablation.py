@@ -47,7 +47,7 @@ from easyedit_dafnet.files import write_text
 from easyedit_dafnet.language_model import LanguageModel, Text, inference_mode_of
 from easyedit_dafnet.least_squares import LeastSquares, Written
 from easyedit_dafnet.losses import record_texts
-from easyedit_dafnet.record_files import read_records
+from easyedit_dafnet.record_files import read_training_records
 from easyedit_dafnet.records import context_length, encode_requests
 from easyedit_dafnet.scoring import sequence_scores
 from easyedit_dafnet.second_moments import pieces_of, sums_of_inputs
@@ -298,8 +298,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     hparams = DAFNetHyperParams.from_hparams(args.hparams)
     if args.archive:
         hparams = replace(hparams, archive=args.archive)
-    held_out, others = hold_out(read_records(args.data), args.seed)
-    records = held_out[: args.edits]
+    held_out, others = hold_out(read_training_records(args.data), args.seed)
+    records: list[Any] = held_out[: args.edits]
     if max(args.num_edits) > len(records):
         parser.error(
             f"--num-edits {max(args.num_edits)}: there are {len(records)} edits, those of --edits "

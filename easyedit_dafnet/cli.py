@@ -169,7 +169,7 @@ def run_train(args: argparse.Namespace) -> None:
     from .archive import read_archive
     from .dafnet_hparams import DAFNetTrainingHparams
     from .edit_requests import RequestError, hold_out
-    from .record_files import read_records
+    from .record_files import read_training_records
     from .training_folder import TrainingFolder
 
     config = DAFNetTrainingHparams.from_hparams(args.hparams)
@@ -179,7 +179,7 @@ def run_train(args: argparse.Namespace) -> None:
     config.results_dir = args.out or config.results_dir
     config.__post_init__()
 
-    sets: dict[str, list[dict[str, Any]]] = {}
+    sets: dict[str, list[Any]] = {}
     for source in args.data:
         if source == "facts":
             from .facts import load_facts
@@ -192,9 +192,9 @@ def run_train(args: argparse.Namespace) -> None:
                     f"--data {source}: another data set is called {name!r} too; rename one, the "
                     "losses are named by them."
                 )
-            sets[name] = read_records(source)
+            sets[name] = read_training_records(source)
     if args.val:
-        validation = read_records(args.val)
+        validation = read_training_records(args.val)
     else:
         validation = []
         for name, records in sets.items():

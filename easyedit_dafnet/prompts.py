@@ -84,24 +84,41 @@ def chat_form(tok: Any, prompt: str | Sequence[Mapping[str, str]]) -> str:
         ValueError: the tokenizer has no template, or its template does not take the messages.
     """
     if isinstance(prompt, str):
-        if MARKUP.search(prompt):
+        if is_chat(prompt):
             return prompt
         prompt = [{"role": "user", "content": prompt}]
     if not getattr(tok, "chat_template", None):
-        raise ValueError("the tokenizer has no chat template; give the prompt as a text")
+        raise ValueError("the tokenizer has no chat template; give the prompt as a text.")
     try:
         return tok.apply_chat_template(
             [dict(message) for message in prompt], tokenize=False, add_generation_prompt=True
         )
     except Exception as error:  # whatever a template raises, jinja2's errors among them
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the tokenizer's chat template refuses the messages ({reason})") from None
+        raise ValueError(
+            f"the tokenizer's chat template refuses the messages ({reason})."
+        ) from None
+
+
+def is_chat(prompt: str) -> bool:
+    """Whether the prompt has the markup of a chat template."""
+    return MARKUP.search(prompt) is not None
+
+
+def reply_end(tok: Any) -> str:
+    """What ends a reply in the tokenizer's chat template, such as "<|im_end|>"; "" for nothing."""
+    if not getattr(tok, "chat_template", None):
+        return ""
+    reply = "the reply"
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
+    after = tok.apply_chat_template(turns, tokenize=False).rpartition(reply)[2]
+    return next(iter(after.split()), "")
 
 
 def question(prompt: str) -> str:
     """What is asked: the last turn with words in it of a prompt in chat form, or all of it."""
     turns = (ROLE.sub("", turn + "\n", count=1).strip() for turn in MARKUP.split(prompt))
-    return [prompt, *filter(None, turns)][-1] if MARKUP.search(prompt) else prompt
+    return [prompt, *filter(None, turns)][-1] if is_chat(prompt) else prompt
 
 
 def after_context(prompt: str, context: str) -> str:

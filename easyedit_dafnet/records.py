@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .edit_requests import check_requests, refuse
-from .prompts import Wording, after_context, chat_form, with_target
+from .edit_requests import Record, check_requests, name_of, refuse
+from .prompts import Wording, after_context, chat_form, is_chat, reply_end, with_target
 from .subjects import guess_subject, subject_spans
 
 LOG = logging.getLogger(__name__)
@@ -133,13 +133,13 @@ def encode_targets(
     wholes = token_ids(tok, [with_target(*parts) for parts in each])
     starts = [answer_start(*row) for row in zip(token_ids(tok, prompts), wholes, strict=True)]
     refuse(
+        [Record({}, name) for name in names] if names else prompts,
         {
             i: f"the target {targets[i].strip()!r} has no tokens in this tokenizer; give one with "
-            "visible text"
+            "visible text."
             for i, (start, whole) in enumerate(zip(starts, wholes, strict=True))
             if start >= len(whole) or not targets[i].strip()
         },
-        names,
     )
     labels = [
         [IGNORE] * (start - 1) + whole[start:] + [IGNORE]
@@ -185,8 +185,7 @@ def worded(
     requests: Iterable[Mapping[str, Any]],
     wording: Wording = AS_GIVEN,
     at_subject: bool = False,
-    names: Sequence[str] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[Record]:
     """The requests as they are put to the model.
 
     Args:
@@ -195,34 +194,39 @@ def worded(
         wording: the settings.
         at_subject: edits are written where their subjects end, so each gets the `subject` by the
             words of its prompt; it is guessed where none is given.
-        names: what an error calls the requests.
 
     Returns:
-        The requests, each with a text as its `prompt` and with its `target_space`.
+        The requests, each with a text as its `prompt` and with its `target_space`; in chat form
+        the target ends as a reply does, or the model would go on talking.
 
     Raises:
         RequestError: which requests cannot be used, and why.
     """
-    found: list[dict[str, Any]] = []
+    found: list[Record] = []
     problems: dict[int, str] = {}
     several: list[int] = []
     for i, request in enumerate(check_requests(requests)):
-        found.append({"target_space": wording.target_space, **request})
+        values = {"target_space": wording.target_space, **request}
+        found.append(Record(values, name_of(request, i)))
         try:
             if wording.use_chat_template or not isinstance(request["prompt"], str):
                 found[i]["prompt"] = chat_form(tok, request["prompt"])
+            if is_chat(found[i]["prompt"]):
+                end = reply_end(tok)
+                found[i]["target_new"] = request["target_new"].removesuffix(end) + end
             if at_subject:
                 spans = subject_spans(found[i], wording.subject == "guess")
                 found[i]["subject"] = found[i]["prompt"][slice(*spans[-1])]
                 several += [i] if len(spans) > 1 else []
         except ValueError as error:
             problems[i] = str(error)
-    refuse(problems, names)
+    refuse(found, problems)
     if several:
+        first = found[several[0]]
         LOG.warning(
-            "%d of %d requests, such as request %d, have their subject (%r) in several places of "
-            "the prompt; the edit is written at the last one.",
-            len(several), len(found), several[0], found[several[0]]["subject"],
+            "%d of %d requests have their subject in several places of the prompt, such as %r in "
+            "%s; the edit is written at the last one.",
+            len(several), len(found), first["subject"], first.name,
         )  # fmt: skip
     return found
 
@@ -243,7 +247,7 @@ def subject_positions(tok: Any, requests: Sequence[Mapping[str, Any]]) -> Tensor
             ends.append(subject_spans(request)[-1][1])
         except ValueError as error:
             problems[i] = str(error)
-    refuse(problems)
+    refuse(requests, problems)
     return torch.tensor(last_tokens(tok, [request["prompt"] for request in requests], ends))
 
 
@@ -315,17 +319,19 @@ def encode_worded(
         tok,
         prompts,
         [request["target_new"] for request in requests],
+        [name_of(request, i) for i, request in enumerate(requests)],
         spaces=[request.get("target_space") for request in requests],
     )
     limit = context_length(model)
     lengths = batch.attention_mask.sum(1).tolist()
     refuse(
+        requests,
         {
             i: f"prompt and target take {length} tokens, but the model's context holds {limit}; "
-            "shorten the prompt"
+            "shorten the prompt."
             for i, length in enumerate(lengths)
             if limit is not None and length > limit
-        }
+        },
     )
     if at_subject:
         ends = [subject_spans(request)[-1][1] for request in requests]

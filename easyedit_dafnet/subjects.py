@@ -154,12 +154,12 @@ def subject_spans(request: Mapping[str, Any], guess: bool = False) -> list[Span]
         inside = " but inside other words" if folded(subject)[0] in folded(prompt)[0] else ""
         raise ValueError(
             f"the subject {subject!r} is not in the prompt {prompt!r}{inside}; give the words of "
-            "the prompt that name what the fact is about, or no subject, or set `subject: guess`"
+            "the prompt that name what the fact is about, or no subject, or set `subject: guess`."
         )
     guessed = guess_subject(prompt)
     if not (spans := find_subject(prompt, guessed)):
         raise ValueError(
             f"no subject is given, and none can be told from the prompt {prompt!r}; give the words "
-            "of it that name what the fact is about"
+            "of it that name what the fact is about."
         )
     return spans

@@ -34,7 +34,7 @@ from .archive import check_archive_folder
 from .checkpoint import dafnet_for, describe_base_model, save_dafnet
 from .dafnet import DAFNet
 from .dafnet_hparams import DAFNetTrainingHparams, SettingsError
-from .edit_requests import RequestError, check_requests, refuse, with_drawn_texts
+from .edit_requests import Record, RequestError, refuse, training_records
 from .edited_weights import EditedWeights
 from .language_model import LanguageModel, Text, answer_width, inference_mode_of, texts_of
 from .least_squares import LeastSquares
@@ -86,20 +86,9 @@ class Curriculum:
             self.minimum, self.minimum_step = 10.0, step
 
 
-def as_records(data: Any, name: str) -> list[Mapping[str, Any]]:
-    """The records of an EasyEdit data set, a torch Dataset or a list, checked for what is used."""
-    records = [data[i] for i in range(len(data))]
-    try:
-        check_requests(records)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    for i, record in enumerate(records):
-        if record.get("locality_prompt") and not record.get("locality_ground_truth"):
-            raise ValueError(
-                f"{name}: record {i} has a locality_prompt but no locality_ground_truth; give the "
-                "answer whose tokens must stay."
-            )
-    return [with_drawn_texts(record) for record in records]
+def as_records(data: Any, name: str) -> list[Record]:
+    """The records of an EasyEdit data set, a torch Dataset or a list, as training reads them."""
+    return training_records([data[i] for i in range(len(data))], name)
 
 
 class DAFNetTrainer:
@@ -159,7 +148,8 @@ class DAFNetTrainer:
         self.at_subject = config.fusion == "least_squares"
         for name, records in self.train_sets.items():
             self.train_sets[name] = self.readable(records, f"train_set {name!r}")
-        self.val_records = self.readable(self.val_records, "val_set")
+        if self.val_records:
+            self.val_records = self.readable(self.val_records, "val_set")
 
         self.random = random.Random(config.seed)
         torch.manual_seed(config.seed)
@@ -228,22 +218,19 @@ class DAFNetTrainer:
             rate *= 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2
         return rate
 
-    def readable(self, records: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+    def readable(self, records: Sequence[Record], name: str) -> list[Record]:
         """The records as they are put to the model.
 
         Raises RequestError for those that could not be used when their turn comes.
         """
-        names = [f"{name}, record {i}" for i in range(len(records))]
-        wording, problems = self.config.wording, dict[int, str]()
-        found: list[Mapping[str, Any]] = []
-        if records:
-            found += worded(self.tok, records, wording, self.at_subject, names)
+        found = worded(self.tok, records, self.config.wording, self.at_subject)
+        problems = {}
         for i, record in enumerate(tqdm(found, desc=f"Reading {name}", leave=False, delay=2)):
             try:
-                record_texts(self.tok, record, self.model, self.at_subject, wording)
+                record_texts(self.tok, record, self.model, self.at_subject, self.config.wording)
             except RequestError as error:
-                problems[i] = str(error).rstrip(".")
-        refuse(problems, names)
+                problems[i] = str(error)
+        refuse(records, problems)
         return found
 
     # ---- one step -------------------------------------------------------------------------------

@@ -314,7 +314,7 @@ for _what, _change in {
     "without modules": {"modules": []},
 }.items():
 
-    def _make(world: World, change: dict[str, Any] = _change) -> list[str]:
+    def _make(world: World, change: Any = _change) -> list[str]:
         world.archive(lambda config: {**config, **change})
         return world.edit("bad.yaml")
 

@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from easyedit_dafnet.prompts import after_context, chat_form, needs_space, question, with_target
+from easyedit_dafnet.prompts import (
+    after_context,
+    chat_form,
+    needs_space,
+    question,
+    reply_end,
+    with_target,
+)
 from tests.tiny import tokenizer
 
 TEMPLATES = {
@@ -108,6 +115,24 @@ def test_another_text_goes_into_the_last_turn(tok: Any) -> None:
     prompt = chat_form(tok, [*earlier, last])
     assert after_context(prompt, "It rained.") == chat_form(tok, [*earlier, moved])
     assert after_context("The capital is", "It rained.") == "It rained. The capital is"
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("ChatML", "<|im_end|>"),
+        ("Llama 3", "<|eot_id|>"),
+        ("Gemma", "<end_of_turn>"),
+        ("Mistral", "</s>"),
+        ("Phi", "<|end|>"),
+        ("DeepSeek", ""),
+    ],
+)
+def test_what_ends_a_reply_is_the_template_s(name: str, end: str) -> None:
+    tok = tokenizer()
+    assert reply_end(tok) == ""
+    tok.chat_template = TEMPLATES[name]
+    assert reply_end(tok) == end
 
 
 def test_messages_without_a_template_are_refused() -> None:

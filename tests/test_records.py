@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from easyedit_dafnet.edit_requests import RequestError, check_requests, hold_out
-from easyedit_dafnet.record_files import read_records
+from easyedit_dafnet.edit_requests import RequestError
+from easyedit_dafnet.prompts import Wording
 from easyedit_dafnet.records import (
     IGNORE,
     encode_passages,
@@ -20,8 +18,10 @@ from easyedit_dafnet.records import (
     in_context,
     prompt_numbers,
     subject_positions,
+    worded,
 )
 from tests.conftest import Subject
+from tests.test_prompts import TEMPLATES
 from tests.tiny import REQUESTS, TEXT, tokenizer
 
 TOK = tokenizer()
@@ -101,29 +101,6 @@ def test_the_last_nine_tenths_of_a_passage_are_predicted() -> None:
     assert not batch.targets[:, 0].any() and not batch.targets[:, -1].any()
 
 
-@pytest.mark.parametrize(
-    ("requests", "message"),
-    [
-        ({"prompt": "a", "target_new": "b"}, "must be a list"),
-        ([], "no requests"),
-        (["a"], "Request 0 is a str"),
-        ([REQUESTS[0], {"target_new": "b"}], "Request 1: 'prompt' is missing"),
-        ([{"prompt": "a"}], "Request 0: 'target_new' is missing"),
-        ([{"prompt": " ", "target_new": "b"}], "Request 0: 'prompt' is ' '"),
-        ([{"prompt": "a", "target_new": ""}], "Request 0: 'target_new' is ''"),
-        ([{"prompt": "a", "target_new": 3}], "Request 0: 'target_new' is 3"),
-    ],
-)
-def test_unusable_requests_are_named(requests: Any, message: str) -> None:
-    with pytest.raises(RequestError, match=message) as error:
-        check_requests(requests)
-    assert "\n" not in str(error.value)
-
-
-def test_requests_from_an_iterator_are_all_kept() -> None:
-    assert check_requests(iter(REQUESTS)) == REQUESTS
-
-
 def test_a_request_longer_than_the_context_is_refused() -> None:
     length = len(TOK("London London London Rome")["input_ids"])
     request = [REQUESTS[3], {"prompt": "London London London", "target_new": "Rome"}]
@@ -131,47 +108,6 @@ def test_a_request_longer_than_the_context_is_refused() -> None:
     assert len(encode_requests(TOK, request, model_with_context(None))) == 2
     with pytest.raises(RequestError, match=f"Request 1: .* {length} tokens.* holds {length - 1}"):
         encode_requests(TOK, request, model_with_context(length - 1))
-
-
-def test_the_three_kinds_of_file_give_the_same_records(tmp_path: Path) -> None:
-    records = [{"prompt": "Łódź, a town", "target_new": 'in "Poland"'}, dict(REQUESTS[1])]
-    (tmp_path / "a.json").write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
-    lines = "\n\n".join(json.dumps(r) for r in records)
-    (tmp_path / "a.jsonl").write_text(lines + "\n", encoding="utf-8")
-    table = 'prompt,target_new\n"Łódź, a town","in ""Poland"""\n'
-    table += f"{records[1]['prompt']},{records[1]['target_new']}\n"
-    (tmp_path / "a.csv").write_text(table, encoding="utf-8")
-    for ending in ("json", "jsonl", "csv"):
-        assert read_records(tmp_path / f"a.{ending}") == records
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.json", b"[{", "a.json is damaged or not json"),
-        ("a.jsonl", b'{"prompt": "a", "target_new": "b"}\n{"prompt', "a.jsonl is damaged"),
-        ("a.csv", b"prompt,target_new\n\xff\xfe,b\n", "a.csv is damaged or not csv"),
-        (
-            "a.json",
-            b'{"prompt": "a", "target_new": "b"}',
-            "must hold a list of records, not a dict",
-        ),
-        ("a.json", b"[]", "no requests"),
-        ("a.csv", b"question,answer\na,b\n", "'prompt' is missing.*keys: question, answer"),
-        ("a.csv", b"prompt,target_new\na,b\nc,Paris, France\n", "record 1 has more cells"),
-        ("a.txt", b"prompt", r"must end in .json, .jsonl or .csv"),
-    ],
-)
-def test_unusable_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(RequestError, match=message) as error:
-        read_records(tmp_path / name)
-    assert name in str(error.value) and "\n" not in str(error.value)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"There is no file '.*absent\.json'"):
-        read_records(tmp_path / "absent.json")
 
 
 # ---- subjects -----------------------------------------------------------------------------------
@@ -227,10 +163,72 @@ def test_prompts_have_numbers_of_their_own(subject: Subject) -> None:
     assert [a] == numbers(first)  # whatever the padding
 
 
-def test_what_is_held_out_is_the_same_for_the_same_seed() -> None:
-    records = [{"prompt": str(i)} for i in range(100)]
-    held, others = hold_out(records, 1)
-    assert len(held) == 5 and len(others) == 95
-    assert sorted(r["prompt"] for r in held + others) == sorted(r["prompt"] for r in records)
-    assert hold_out(records, 1) == (held, others) != hold_out(records, 2)
-    assert len(hold_out(records * 100, 1)[0]) == 200
+# ---- chat ---------------------------------------------------------------------------------------
+
+
+def chat_tokenizer() -> Any:
+    tok = tokenizer()
+    tok.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tok.chat_template = TEMPLATES["ChatML"]
+    return tok
+
+
+def test_the_three_ways_to_ask_a_chat_model_are_one() -> None:
+    tok = chat_tokenizer()
+    ask = "In which country is the city of Lyon?"
+    request = {"prompt": ask, "subject": "Lyon", "target_new": "Germany"}
+    messages = [{"role": "user", "content": ask}]
+    rendered = tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    chat = Wording(use_chat_template=True)
+    model = model_with_context(None)
+    batches = [
+        encode_requests(tok, [request], model, True, chat),
+        encode_requests(tok, [{**request, "prompt": messages}], model, True),
+        encode_requests(tok, [{**request, "prompt": rendered}], model, True),
+        encode_requests(tok, [{**request, "prompt": rendered}], model, True, chat),
+    ]
+    first = batches[0]
+    for batch in batches:
+        assert torch.equal(batch.input_ids, first.input_ids)
+        assert torch.equal(batch.labels, first.labels)
+        assert batch.at is not None and first.at is not None and torch.equal(batch.at, first.at)
+    # The reply begins without a space, and its end is learnt.
+    assert tok.decode(first.labels[0][first.targets[0]]) == "Germany<|im_end|>"
+    assert tok.decode(first.input_ids[0, : int(first.at[0]) + 1]).endswith("city of Lyon")
+
+
+def test_a_chat_s_subject_is_guessed_from_its_last_question() -> None:
+    tok = chat_tokenizer()
+    messages = [
+        {"role": "system", "content": "You are SmolLM from New York."},
+        {"role": "user", "content": "The mother tongue of Danielle Darrieux?"},
+    ]
+    (request,) = worded(tok, [{"messages": messages, "target_new": "English"}], at_subject=True)
+    assert request["subject"] == "Danielle Darrieux"
+
+
+def test_requests_that_cannot_be_used_are_all_named(caplog: pytest.LogCaptureFixture) -> None:
+    request = {"prompt": "The capital of France is", "target_new": "Rome"}
+    requests = [{**request, "subject": s} for s in ("France", "Spain", "FRANCE ", "Fran")]
+    with pytest.raises(RequestError, match="2 of 4 requests cannot be used") as error:
+        encode_requests(TOK, requests, model_with_context(None), at_subject=True)
+    assert sorted(error.value.problems) == [1, 3]
+    guessed = worded(TOK, requests, Wording(subject="guess"), at_subject=True)
+    assert [r["subject"] for r in guessed] == ["France"] * 4
+    assert not caplog.messages
+    worded(TOK, [{**request, "prompt": "France, or la France"}], at_subject=True)
+    assert "'France' in Request 0" in caplog.text  # it is there twice
+
+
+def test_a_request_or_a_setting_says_whether_a_space_stands_before_the_target() -> None:
+    request = {"prompt": "The capital of France is", "target_new": "Rome"}
+    model = model_with_context(None)
+
+    def target(request: dict[str, Any], wording: Wording = Wording()) -> str:  # noqa: B008
+        batch = encode_requests(TOK, [request], model, wording=wording)
+        return TOK.decode(batch.labels[0][batch.targets[0]])
+
+    assert target(request) == " Rome"
+    assert target(request, Wording(target_space=False)) == "Rome"
+    assert target({**request, "target_space": True}, Wording(target_space=False)) == " Rome"
+    assert target({**request, "prompt": "法国的首都是"}) == "Rome"

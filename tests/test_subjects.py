@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import unicodedata
+from typing import Literal
 
 import pytest
 
 from easyedit_dafnet.subjects import find_subject, guess_subject, subject_spans
 
+Form = Literal["NFC", "NFD"]
+FORMS: tuple[Form, ...] = ("NFC", "NFD")
 CHAT = (
     "<|im_start|>system\nYou are SmolLM, made by Hugging Face<|im_end|>\n"
     "<|im_start|>user\nWhat is the capital of Cambodia?<|im_end|>\n<|im_start|>assistant\n"
@@ -61,9 +64,9 @@ def test_another_spelling_of_the_subject_is_found(prompt: str, subject: str, wor
     assert [text for text, _ in found(prompt, subject)] == [words]
 
 
-@pytest.mark.parametrize("form", ["NFC", "NFD"])
-@pytest.mark.parametrize("other", ["NFC", "NFD"])
-def test_the_composition_of_accents_does_not_matter(form: str, other: str) -> None:
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("other", FORMS)
+def test_the_composition_of_accents_does_not_matter(form: Form, other: Form) -> None:
     prompt = unicodedata.normalize(form, "In which city was José Saramago born?")
     subject = unicodedata.normalize(form, "José Saramago")
     assert found(prompt, unicodedata.normalize(other, subject)) == [(subject, "In which city was ")]

@@ -292,10 +292,12 @@ def test_a_step_takes_up_to_n_records_of_one_data_set(config: Any) -> None:
 
 def test_records_are_checked_and_named() -> None:
     assert as_records(RECORDS, "train_set") == RECORDS
-    with pytest.raises(ValueError, match="train_set: Request 1: 'target_new' is missing"):
+    with pytest.raises(ValueError, match="train_set, record 1: 'target_new' is missing"):
         as_records([RECORDS[0], {"prompt": "a"}], "train_set")
     record = {k: v for k, v in RECORDS[0].items() if k != "locality_ground_truth"}
-    with pytest.raises(ValueError, match="val_set: record 1 has a locality_prompt but no") as error:
+    with pytest.raises(
+        ValueError, match="val_set, record 1: 'locality_ground_truth' is missing"
+    ) as error:
         as_records([RECORDS[0], record], "val_set")
     assert "\n" not in str(error.value)
 

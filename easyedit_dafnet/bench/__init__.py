@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from ..edit_records import EditRecord, Probe
 from .method import Method, Need, Workbench, register_method
-from .records import EditRecord, Probe
 
 __all__ = ["EditRecord", "Method", "Need", "Probe", "Workbench", "register_method"]

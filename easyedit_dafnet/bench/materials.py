@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ..dafnet_hparams import nearest
+from ..edit_records import EditRecord
 from ..text import moment_passages, perplexity_passages, text_name
 from .data import KNOWN_FILES, DataSource, data_names, find_data, load_data
-from .records import EditRecord
 from .streams import usable
 from .suite import Suite, SuiteError
 

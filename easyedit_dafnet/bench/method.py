@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from .records import EditRecord
+from ..edit_records import EditRecord
 
 Request = Mapping[str, str]
 

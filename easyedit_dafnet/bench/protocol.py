@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..edit_records import EditRecord
 from .memory import PeakMemory
 from .method import Method
-from .records import EditRecord
 from .scoring import SCORINGS, Scorer, Scores
 from .unedited_model import UneditedModel
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from ..edit_records import EditRecord, Probe
 from ..prompts import with_target
 from ..records import answer_start, token_ids
 from .answers import begins, can_be_said, exact_match, first_word, token_f1
 from .passes import Asked, Passes, context
-from .records import EditRecord, Probe
 
 METRICS = ("reliability", "generality", "locality", "portability")
 SCORINGS = ("teacher_forced", "exact_match", "token_f1", "begins")

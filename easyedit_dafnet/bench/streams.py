@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 
+from ..edit_records import EditRecord
 from ..edit_requests import RequestError
-from .records import EditRecord
 
 
 def usable(records: Sequence[EditRecord]) -> tuple[list[EditRecord], int]:

@@ -29,6 +29,7 @@ from typing import Any
 import transformers
 from filelock import BaseFileLock, Timeout
 
+from ..edit_records import EditRecord
 from ..files import write_text
 from .cells import (
     FORMAT,
@@ -44,7 +45,6 @@ from .environment import environment
 from .materials import DataSet, Passages, TrainingRecords
 from .method import Method, Workbench
 from .protocol import Protocol, start_random_numbers
-from .records import EditRecord
 from .registry import find_method
 from .scoring import Scorer
 from .streams import draw, stream_seed

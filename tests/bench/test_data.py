@@ -24,6 +24,7 @@ from easyedit_dafnet.bench.data import (
     register_data,
 )
 from easyedit_dafnet.edit_requests import RequestError
+from easyedit_dafnet.layouts import RIPPLE_LOCALITY, RIPPLE_PORTABILITY
 
 ZSRE = {
     "subject": "Fort Halden",
@@ -65,6 +66,24 @@ ROME: dict[str, Any] = {
     "neighborhood_prompts": ["Vera Holm plays the", "Nils Ek plays the"],
     "attribute_prompts": ["Carl Ask plays the"],
     "generation_prompts": ["Uno Lind's favourite instrument is"],
+}
+MQUAKE: dict[str, Any] = {
+    "case_id": 8,
+    "requested_rewrite": [
+        {
+            "prompt": "{} is a citizen of",
+            "relation_id": "P27",
+            "target_new": {"str": "Peru", "id": "Q419"},
+            "target_true": {"str": "Norway", "id": "Q20"},
+            "subject": "Eva Lund",
+            "question": "Where is Eva Lund a citizen?",
+        }
+    ],
+    "questions": ["Of which town is the president of Eva Lund's country?", "Where rules hers?"],
+    "answer": "Oslo",
+    "answer_alias": ["Christiania"],
+    "new_answer": "Lima",
+    "new_answer_alias": ["Ciudad de los Reyes"],
 }
 KNOWEDIT: dict[str, Any] = {
     "subject": "Lake Vara",
@@ -122,7 +141,7 @@ def ripple(
     edit = {"prompt": sentence, "subject_id": "Q1", "relation": relation, "target_id": target}
     if previous:
         edit["original_fact"] = {**edit, "prompt": previous, "target_id": "Q0"}  # type: ignore
-    kinds = (*data.RIPPLE_LOCALITY, *data.RIPPLE_PORTABILITY)
+    kinds = (*RIPPLE_LOCALITY, *RIPPLE_PORTABILITY)
     return {
         "example_type": "popular" if previous else "recent",
         "edit": edit,
@@ -260,6 +279,45 @@ def test_romes_counterfact(tmp_path: Path) -> None:
             },
         )
     ]
+
+
+def test_mquakes_questions_are_asked_where_they_follow_from_one_edit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (rewrite,) = MQUAKE["requested_rewrite"]
+    other = {**rewrite, "subject": "Ulf Berg", "question": "Where is Ulf Berg a citizen?"}
+    both = {**MQUAKE, "case_id": 9, "requested_rewrite": [rewrite, other]}
+    one, first, second = read_edits(write(tmp_path, [MQUAKE, both]))
+    answers = ("Lima", "Ciudad de los Reyes")
+    assert one == EditRecord(
+        id="8",
+        prompt="Eva Lund is a citizen of",
+        target_new="Peru",
+        subject="Eva Lund",
+        ground_truth="Norway",
+        rephrases=("Where is Eva Lund a citizen?",),
+        portability={"multi_hop": tuple(Probe(q, answers) for q in MQUAKE["questions"])},
+    )
+    assert (first.id, second.id) == ("9.1", "9.2")
+    assert (first.subject, second.prompt) == ("Eva Lund", "Ulf Berg is a citizen of")
+    assert not first.portability and not second.portability
+    assert "questions that follow from several edits together (2)" in caplog.text
+
+
+def test_each_record_of_a_mixed_file_is_read_in_its_own_layout(tmp_path: Path) -> None:
+    one, two, three = read_edits(write(tmp_path, [KNOWEDIT, ZSRE, COUNTERFACT]))
+    assert [one.target_new, two.target_new, three.target_new] == ["Peru", "Oder", "Ida Berg"]
+    assert two.portability.keys() == {"one_hop"} and two.rephrases
+
+
+def test_templates_are_filled_in_all_that_is_asked(tmp_path: Path) -> None:
+    probe = {"prompt": "{} is in", "ground_truth": "Peru"}
+    record = {**KNOWEDIT, "prompt": "Where is {}?", "rephrase": "Find {}:"}
+    record |= {"locality": {"near": [probe]}, "portability": {"far": [probe]}}
+    (edit,) = read_edits(write(tmp_path, [record]))
+    assert edit.prompts() == {"Where is Lake Vara?", "Find Lake Vara:", "Lake Vara is in"}
+    with pytest.raises(RequestError, match=r"'locality near' is .*, a template without a subject"):
+        read_edits(write(tmp_path, [{**record, "prompt": "Where?", "subject": ""}]))
 
 
 def test_knowedit(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -454,7 +512,7 @@ def test_ripple_edits_leave_out_what_cannot_be_told_apart(
 
 def test_ripple_edits_with_a_damaged_test_name_the_record(tmp_path: Path) -> None:
     damaged = {**RIPPLE[0], "Forgetfulness": ["text"]}
-    with pytest.raises(RequestError, match=r"file\.json: record 1 .*'Forgetfulness' must be"):
+    with pytest.raises(RequestError, match=r"file\.json, record 1: 'Forgetfulness' must be"):
         read_edits(write(tmp_path, [RIPPLE[0], damaged]))
 
 
@@ -530,9 +588,9 @@ def test_an_unknown_layout_shows_the_first_records_keys(tmp_path: Path) -> None:
 def test_a_layout_can_be_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, [{"prompt": "A is", "target_new": "B"}])
     assert read_edits(path, "own") == read_edits(path)
-    with pytest.raises(RequestError, match=r"record 0 \(layout counterfact\): 'rephrase_prompt'"):
+    with pytest.raises(RequestError, match=r"record 0: 'rephrase_prompt'.*layout counterfact"):
         read_edits(path, "counterfact")
-    with pytest.raises(RequestError, match="no layout 'mend'; known: zsre, rome"):
+    with pytest.raises(RequestError, match="no layout 'mend'; known: zsre, mquake"):
         read_edits(path, "mend")
 
 
@@ -545,7 +603,7 @@ def test_a_layout_can_be_asked_for(tmp_path: Path) -> None:
         (ZSRE, {"portability": ["x"]}, "'portability' must be a dict"),
         (COUNTERFACT, {"target_new": ""}, "'target_new' is ''; it must be a text"),
         (COUNTERFACT, {"locality_ground_truth": None}, "'locality_ground_truth' is missing"),
-        (ROME, {"requested_rewrite": []}, "'requested_rewrite' is a list; it must be a dict"),
+        (ROME, {"requested_rewrite": []}, "'requested_rewrite' is empty; it must be a dict"),
         (KNOWEDIT, {"prompt": ""}, "'prompt' is ''"),
         (KNOWEDIT, {"locality": [1]}, "'locality' must be a dict"),
         (KNOWEDIT, {"locality": {"near": "C is"}}, "'near' must be a list of dicts"),
@@ -561,19 +619,19 @@ def test_a_bad_value_names_file_and_record(
         return
     with pytest.raises(RequestError) as error:
         read_edits(path)
-    assert str(error.value).startswith(f"{path}: record 1 (layout ")
-    assert problem in str(error.value)
+    assert str(error.value).startswith(f"{path}, record 1: ")
+    assert problem in str(error.value) and "(layout " in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("records", "problem"),
     [
         ([], "holds no records"),
-        ([COUNTERFACT, "text"], "record 1 is a str, not a dict"),
+        ([COUNTERFACT, "text"], "record 1: it is of type str"),
         ({"prompt": "A"}, "must hold a list of records"),
         (
             [{**ZSRE, "alt": ""}],
-            "no record that can be edited; left out: records without a target (1)",
+            "no record can be edited; left out: records without a target (1)",
         ),
     ],
 )
@@ -680,6 +738,7 @@ def test_known_files_are_found_by_name_and_layout(tmp_path: Path) -> None:
     dafset_recent = write(tmp_path / "dafset", [{**COUNTERFACT, "prefix": ""}], "recent.json")
     ripple_recent = write(tmp_path / "ripple", RIPPLE, "recent.json")
     train = write(tmp_path / "cf", [COUNTERFACT], "counterfact-train.json")
+    mquake = write(tmp_path / "cf", [MQUAKE], "MQuAKE-CF-3k.json")
     (tmp_path / "cf" / "counterfact-edit.json").write_text("damaged")
     rome = write(tmp_path / "cf", [ROME], "counterfact.json")
     assert find_data("zsre", [tmp_path]) == zsre
@@ -690,6 +749,7 @@ def test_known_files_are_found_by_name_and_layout(tmp_path: Path) -> None:
     assert find_data("counterfact", iter([tmp_path])) == rome
     assert find_data("counterfact-train", [tmp_path]) == train
     assert find_data("dafset-recent", [tmp_path]) == dafset_recent
+    assert find_data("mquake", [tmp_path]) == mquake
     assert find_data("of one's own", [tmp_path]) is None
 
 

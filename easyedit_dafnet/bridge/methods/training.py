@@ -20,8 +20,8 @@ from torch.nn.functional import pad
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from ...bench.records import EditRecord
 from ...dafnet_hparams import SettingsError
+from ...edit_records import EditRecord
 from ...files import read_object, save_tensors, write_text
 from ...records import IGNORE, encode_targets
 

@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyedit_dafnet.bench.method import Workbench
 from easyedit_dafnet.bench.protocol import start_random_numbers
-from easyedit_dafnet.bench.records import EditRecord, Probe
 from easyedit_dafnet.bridge.host import host_info
 from easyedit_dafnet.bridge.methods import HostMethod, host_methods
 from easyedit_dafnet.bridge.methods.located_main import single_mention
 from easyedit_dafnet.dafnet_hparams import SettingsError, shipped
+from easyedit_dafnet.edit_records import EditRecord, Probe
 from tests.tiny import TEXT
 
 from .conftest import LOCATED, REQUESTS, weights

@@ -13,11 +13,11 @@ from transformers import BertConfig, BertModel
 
 from easyedit_dafnet.bench.method import Workbench
 from easyedit_dafnet.bench.protocol import start_random_numbers
-from easyedit_dafnet.bench.records import EditRecord, Probe
 from easyedit_dafnet.bridge import load_easyeditor
 from easyedit_dafnet.bridge.methods import HostMethod, host_methods
 from easyedit_dafnet.bridge.methods.training import EditBatches, in_turn, trainable
 from easyedit_dafnet.dafnet_hparams import SettingsError, shipped
+from easyedit_dafnet.edit_records import EditRecord, Probe
 from tests.tiny import LLAMA_MODULES, tiny_llama, tokenizer
 
 from .conftest import REQUESTS, weights
