@@ -218,7 +218,7 @@ def test_damaged_files_are_refused(archive: Path, name: str, content: bytes | No
         ({"base_model": {"fingerprint": {"a": "178"}}}, "norm of a in base_model is '178'"),
         ({"sizes": None}, "sizes"),
         ({"sizes": {"ffn_dim": 10**12}}, "'ffn_dim' is 10+; it must be at most"),
-        ({"sizes": {**SIZES, "ffn_dim": 21}}, r"f1.weight is \(20, 80\) in .*, but \(21, 80\) by config"),
+        ({"sizes": {**SIZES, "ffn_dim": 21}}, r"is \(20, 80\) in .*, but \(21, 80\) by config"),
         ({"sizes": {**SIZES, "ffn_dim": 10**9}}, "by config.json"),
         ({"sizes": {**SIZES, "ffn_dim": -1}}, "'ffn_dim' is -1"),
         ({"sizes": {"width": 3}}, "width"),

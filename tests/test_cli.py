@@ -300,6 +300,89 @@ def test_resume_without_a_state_is_one_sentence(
     assert f"nothing to resume in {out}" in refused(capsys, *arguments)
 
 
+def test_a_repeated_training_names_what_there_is_to_choose(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training = settings_file(
+        tmp_path / "train.yaml", llama, alg="DAFNET", passages=None, max_iters=1, val_seq_lens=[1]
+    )
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(RECORDS))
+    arguments = ["train", "--hparams", training, "--data", data, "--out", tmp_path / "results"]
+    assert main(list(map(str, arguments))) == 0
+    before = files_in(tmp_path / "results")
+    message = refused(capsys, *arguments)
+    assert "A finished run (1 of 1 steps)" in message and "--fresh" in message
+    assert files_in(tmp_path / "results") == before
+    assert main([*map(str, arguments), "--resume", "--max-iters", "2"]) == 0
+    assert main([*map(str, arguments), "--fresh"]) == 0
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+REFUSED = """
+import sys
+from easyedit_dafnet.cli import main
+for line in sys.stdin:
+    code = main(line.split())
+    heavy = [name for name in ("torch", "transformers") if name in sys.modules]
+    print(code, *heavy)
+"""
+
+
+def test_what_is_wrong_is_told_before_torch_is_imported(llama: Path, tmp_path: Path) -> None:
+    def file(name: str, content: str) -> Path:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+        return tmp_path / name
+
+    data = file("data.json", json.dumps(RECORDS))
+    right = settings_file(tmp_path / "train.yaml", llama, alg="DAFNET", results_dir="none")
+    wrong = settings_file(tmp_path / "wrong.yaml", llama, alg="DAFNET", margn=1)
+    huge = settings_file(tmp_path / "huge.yaml", llama, alg="DAFNET", lr=1e30)
+    editing = settings_file(tmp_path / "edit.yaml", llama, alg_name="DAFNet")
+    trained = settings_file(tmp_path / "on.yaml", llama, alg="DAFNET", archive="archive")
+    file("archive/config.json", '{"format": "easyedit_dafnet/2"}')
+    file("archive/model.safetensors", "")
+    empty = file("empty.pt", "")
+    suite = file("run/suite.json", '{"format": 1, "protocol": "score-after-stream/1"}')
+    mine = file("mine/README.md", "# my project")
+    theirs = f"--config {editing} --model {llama}"
+    told = {
+        f"train --hparams {wrong} --data {data}": "unknown setting 'margn'",
+        f"train --hparams {huge} --data {data}": "must be at most",
+        f"train --hparams {editing} --data {data}": "these are editing settings",
+        f"train --hparams {right} --data {empty}": "must end in",
+        f"train --hparams {trained} --data {data}": "'easyedit_dafnet/2'",
+        f"train --hparams {right} --data {data} --out {mine}": "README.md is a file",
+        f"train --hparams {right} --data {data} --resume": "nothing to resume",
+        f"edit --hparams {right} --facts {data} --delta x": "these are training settings",
+        f"import-checkpoint {empty} {tmp_path / 'new'} {theirs}": "empty.pt is empty",
+        f"import-checkpoint {mine} {mine.parent} {theirs}": "is not a trained DAFNet",
+        f"import-checkpoint {mine} {tmp_path / 'new'} {theirs}": "not a configuration",
+        f"bench --out {suite.parent}": "suite.json is damaged",
+        f"bench --out {mine.parent} --methods FT": "is not a run of the benchmark",
+        f"dafset build --out {mine.parent}": "is not a data set",
+    }
+    before = files_in(tmp_path)
+    found = subprocess.run(
+        [sys.executable, "-c", REFUSED],
+        input="\n".join(told),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    messages = found.stderr.splitlines()
+    assert len(messages) == len(told), found.stderr
+    for line, message, code in zip(told, messages, found.stdout.splitlines(), strict=True):
+        assert message.startswith("easyedit-dafnet: ") and told[line] in message, (line, message)
+        if not line.startswith("edit "):
+            assert code == "1", f"{line}: {code}"
+    assert files_in(tmp_path) == before
+
+
 def test_validation_records_are_held_out_of_training(llama: Path, tmp_path: Path) -> None:
     training = settings_file(
         tmp_path / "train.yaml", llama, alg="DAFNET", passages=None, max_iters=1,

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from easyedit_dafnet.checkpoint import CheckpointError, load_dafnet
 from easyedit_dafnet.dafnet_hparams import DAFNetTrainingHparams, SettingsError
@@ -677,8 +678,11 @@ def test_the_network_of_another_model_of_the_same_name_is_not_replaced(
 ) -> None:
     runs.trainer("run").run()
     before = everything(runs.home / "run")
-    torch.manual_seed(5)
     runs.model = tiny_llama(tmp_path / "other" / runs.model.name)
+    other = AutoModelForCausalLM.from_pretrained(runs.model)
+    with torch.no_grad():
+        other.get_parameter(LLAMA_MODULES[0] + ".weight").mul_(1.01)
+    other.save_pretrained(runs.model)
     with pytest.raises(OutputError, match=r"trained for another language model .*--out") as error:
         runs.trainer("run").run(fresh=True)
     assert "\n" not in str(error.value)

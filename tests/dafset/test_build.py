@@ -4,6 +4,7 @@ import bz2
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from easyedit_dafnet.bench.data import load_data
 from easyedit_dafnet.bridge import load_easyeditor
 from easyedit_dafnet.dafnet_hparams import DAFNetTrainingHparams
 from easyedit_dafnet.dafset.build import Settings, build
-from easyedit_dafnet.dafset.dataset import PROPERTIES
+from easyedit_dafnet.dafset.dataset import DATA_SET, PROPERTIES
+from easyedit_dafnet.files import MARK, OutputError, mark_folder
 from easyedit_dafnet.record_files import read_records
 from easyedit_dafnet.trainer import DAFNetTrainer
 from tests.dafset.wikidata import claim, dumped, item
@@ -389,3 +391,26 @@ def test_spark_builds_the_same_data_set(
     """`spark` is the session that the engine then finds running."""
     build(settings(sources, engine="local[1]"), tmp_path / "out")
     assert files(tmp_path / "out") == files(built)
+
+
+def test_a_folder_with_other_content_is_left_as_it_is(sources: Path, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# my project")
+    (tmp_path / "build.json").write_text('{"format": 1}')
+    with pytest.raises(OutputError, match=r"it holds README.md, build.json.* is not a data set"):
+        build(settings(sources), tmp_path)
+    assert (tmp_path / "README.md").read_text() == "# my project"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["README.md", "build.json"]
+
+
+def test_a_data_set_may_be_built_again_where_it_is(built: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "dafset"  # as it is shared: without hidden files and tables
+    copied.mkdir()
+    for file in built.iterdir():
+        if file.is_file() and not file.name.startswith("."):
+            shutil.copy(file, copied)
+    mark_folder(copied, DATA_SET)
+    assert not (copied / MARK).exists()
+    assert (built / MARK).is_file(), "an interrupted build is known by it"
+    (copied / "build.json").unlink()
+    with pytest.raises(OutputError, match="is not a data set"):
+        mark_folder(copied, DATA_SET)

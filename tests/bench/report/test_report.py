@@ -76,3 +76,36 @@ def test_what_is_published_has_no_paths_of_this_machine_and_can_be_reported(
     assert main(["report", str(out)]) == 0
     ours, theirs = (run / "report" / "cells.csv", out / "report" / "cells.csv")
     assert ours.read_text() == theirs.read_text()
+
+
+def test_a_folder_with_other_content_is_left_as_it_is(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "report.md").write_text("mine")
+    for option in ("--out", "--publish"):
+        assert main(["report", str(run), option, str(mine)]) == 1
+        assert "is not empty (it holds report.md)" in capsys.readouterr().err
+    assert [p.name for p in mine.iterdir()] == ["report.md"]
+    assert (mine / "report.md").read_text() == "mine"
+    assert not (run / "report").exists(), "nothing is begun"
+
+
+def test_reports_and_published_runs_are_written_again(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    arguments = ["report", str(run), "--out", str(out), "--publish", str(out)]
+    assert main(arguments) == 0 and main(arguments) == 0
+    assert main(["report", str(run), "--out", str(tmp_path / "other")]) == 0
+    assert main(["report", str(run), "--out", str(tmp_path / "other")]) == 0
+
+
+def test_two_runs_are_not_mixed_in_one_published_folder(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(run), "--publish", str(tmp_path / "results")]) == 0
+    suite = json.loads((run / "suite.json").read_text())
+    (run / "suite.json").write_text(json.dumps({**suite, "common": {"seed": 7}}))
+    capsys.readouterr()
+    assert main(["report", str(run), "--publish", str(tmp_path / "results")]) == 1
+    assert "holds another run" in capsys.readouterr().err
