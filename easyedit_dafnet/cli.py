@@ -149,7 +149,7 @@ def parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=run_report)
 
-    dafset = command("dafset", "build a data set to train on from Wikidata, analyse and check it")
+    dafset = command("dafset", "build a data set to train on, analyse and check it")
     add_commands(dafset)
 
     info = command("info", "show the host, versions and devices, and what is missing")
@@ -356,9 +356,12 @@ def run_info(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return args.run(args) or 0
+        with logging_redirect_tqdm():  # a line above a progress bar, not on it
+            return args.run(args) or 0
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"easyedit-dafnet: {error}", file=sys.stderr)
         return 1
