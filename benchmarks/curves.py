@@ -9,7 +9,6 @@ validations, one a line.
 from __future__ import annotations
 
 import argparse
-import csv
 import io
 import json
 import sys
@@ -25,6 +24,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from easyedit_dafnet.bench.report.tables import to_csv
 from easyedit_dafnet.files import write_text
 
 Log = list[dict[str, float]]
@@ -85,12 +85,10 @@ def draw(logs: Mapping[str, Log]) -> str:
 def table(logs: Mapping[str, Log]) -> str:
     """The validations as CSV."""
     names = dict.fromkeys(key for log in logs.values() for line in validations(log) for key in line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, ["run", *names], lineterminator="\n")
-    writer.writeheader()
-    for run, log in logs.items():
-        writer.writerows({"run": run, **line} for line in validations(log))
-    return text.getvalue()
+    rows = (
+        [run, *(v.get(n, "") for n in names)] for run, log in logs.items() for v in validations(log)
+    )
+    return to_csv(["run", *names], rows)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -157,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
     )
     report.set_defaults(run=run_report)
 
-    dafset = command("dafset", "build a data set to train on from Wikidata, analyse and check it")
+    dafset = command("dafset", "build a data set to train on, analyse and check it")
     add_commands(dafset)
 
     info = command("info", "show the host, versions and devices, and what is missing")
@@ -309,7 +309,7 @@ def run_report(args: argparse.Namespace) -> None:
     files, summary = write_report(args.runs, args.out or args.runs[0] / "report", args.edits)
     for problem in summary.problems:
         print(f"easyedit-dafnet: {problem}", file=sys.stderr)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
     console.print(*terminal_tables(summary))
     print("\n".join(map(str, files)))
     if args.publish:
@@ -381,9 +381,12 @@ def run_info(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return args.run(args) or 0
+        with logging_redirect_tqdm():  # a line above a progress bar, not on it
+            return args.run(args) or 0
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"easyedit-dafnet: {error}", file=sys.stderr)
         return 1

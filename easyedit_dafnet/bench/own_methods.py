@@ -21,6 +21,7 @@ from ..files import read_object, write_text
 from ..trainer import DAFNetTrainer
 from .materials import digest
 from .method import Method, Need, Request, Workbench
+from .unedited_model import is_embedded
 
 S = TypeVar("S", DAFNetHyperParams, DAFNetTrainingHparams)
 
@@ -36,14 +37,19 @@ class Unedited(Method):
 
 
 class DAFNet(Method):
-    """DAFNet with a trained network, or with one that the benchmark trains.
+    """DAFNet in its published form, with a trained network or one that the benchmark trains.
 
-    settings: `hparams`, editing settings (default: DAFNet/smollm2-135m with the shipped network);
-    `training`, training settings, to train one on the benchmark's training records in place of the
-    shipped one. Further names overrule single settings of the training, or else of editing.
+    settings: `hparams`, editing settings (default: those shipped for the embedded model, with their
+    network); `training`, training settings, to train one on the benchmark's training records in
+    place of the shipped one. Further names overrule single settings of the training, or else of
+    editing.
     """
 
     name: ClassVar[str] = "DAFNet"
+    #: Editing settings for the embedded model.
+    shipped: ClassVar[str] = "DAFNet/smollm2-135m"
+    #: Those of a network that is trained here; None: all are the training's.
+    of_trained: ClassVar[str | None] = None
 
     def __init__(self, bench: Workbench, settings: Mapping[str, Any]) -> None:
         super().__init__(bench, settings)
@@ -52,6 +58,7 @@ class DAFNet(Method):
         own = {"model_name": bench.model_name, "device": bench.device}
         self.training: DAFNetTrainingHparams | None = None
         if "training" in given:
+            editing = editing or self.of_trained
             trained = DAFNetTrainingHparams.from_hparams(given.pop("training"))
             own |= {"tokenizer_name": bench.model_name, "results_dir": str(bench.folder)}
             self.training = _overruled(trained, given, own)
@@ -67,7 +74,14 @@ class DAFNet(Method):
             else:
                 self.hparams = replace(DAFNetHyperParams.from_hparams(editing), **values)
         else:
-            edited = DAFNetHyperParams.from_hparams(editing or "DAFNet/smollm2-135m")
+            if not (editing or "archive" in given or is_embedded(bench.model_name)):
+                raise SettingsError(
+                    f"{self.name} comes with settings and a network for the embedded model, "
+                    f"smollm2, and none for {Path(bench.model_name).name}: train a network for it, "
+                    "and name editing settings in a suite's file, as in {name: "
+                    f"{self.name}, settings: {{hparams: FILE}}}}."
+                )
+            edited = DAFNetHyperParams.from_hparams(editing or self.shipped)
             self.hparams = _overruled(edited, given, own | {"tokenizer_name": bench.model_name})
 
     def _archive(self) -> Path:
@@ -143,6 +157,18 @@ class DAFNet(Method):
         if hasattr(self.model, STATE):
             delattr(self.model, STATE)
         super().stop()
+
+
+class DAFNetStrong(DAFNet):
+    """DAFNet's strong form: written in early layers where the subject ends, fused by least squares.
+
+    settings: as of DAFNet; a network that is trained here is edited with by the shipped settings of
+    this form.
+    """
+
+    name: ClassVar[str] = "DAFNet-strong"
+    shipped: ClassVar[str] = "DAFNet/smollm2-135m-strong"
+    of_trained: ClassVar[str | None] = shipped
 
 
 def _of_the_method(hparams: DAFNetHyperParams | DAFNetTrainingHparams) -> dict[str, Any]:

@@ -64,11 +64,17 @@ class Protocol:
             self.method.start(self.unedited_model.put_back())
             peak = PeakMemory(self.device)
             size = len(stream) if self.method.whole_stream else batch_size
+            held: list[int] = []  # bytes after the first and after the last batch
             for batch in _batches(stream, size):
                 seconds = self._edit(batch)
                 measured.per_edit += [seconds / len(batch)] * len(batch)
                 self.progress("editing", len(measured.per_edit))
-            measured.add_memory(peak, self.method.state_bytes())
+                if not held:
+                    held.append(self.method.state_bytes())
+            held.append(self.method.state_bytes())
+            measured.add_memory(peak, held[-1])
+            if len(stream) > size:
+                measured.state_growth = (held[-1] - held[0]) / (len(stream) - size)
             self.progress("scoring", len(measured.per_edit))
             began = time.perf_counter()
             measured.scores.append(
@@ -127,6 +133,7 @@ class _Measured:
     peak: int | None = None
     peak_kind: str | None = None
     state_bytes: int = 0
+    state_growth: float | None = None  # bytes an edit, of a stream of several batches
     capability: Any = None
 
     def add_memory(self, peak: PeakMemory, state_bytes: int) -> None:
@@ -158,6 +165,7 @@ class _Measured:
             "peak_memory_bytes": self.peak,
             "peak_memory_kind": self.peak_kind,
             "state_bytes": self.state_bytes,
+            "state_bytes_per_edit": self.state_growth,
             "capability": self.capability,
         }
 

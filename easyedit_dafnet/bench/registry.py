@@ -22,7 +22,7 @@ class UnknownMethod(ValueError):
 def _shipped() -> tuple[dict[str, Factory], str]:
     """Our methods and the host's; without a host ours alone, and why there is none."""
     from .breadth_first import BreadthFirst
-    from .own_methods import DAFNet, Unedited
+    from .own_methods import DAFNet, DAFNetStrong, Unedited
 
     try:
         from ..bridge.methods import host_methods
@@ -31,7 +31,7 @@ def _shipped() -> tuple[dict[str, Factory], str]:
     except ImportError as error:
         hosts, reason = {}, f" {error}"
     known: dict[str, Factory] = {Unedited.name: Unedited, **hosts}
-    return known | {BreadthFirst.name: BreadthFirst, DAFNet.name: DAFNet}, reason
+    return known | {ours.name: ours for ours in (BreadthFirst, DAFNet, DAFNetStrong)}, reason
 
 
 def method_names() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -22,6 +23,13 @@ def model_path(name: str) -> str:
 
         return str(smollm2_path())
     return name
+
+
+def is_embedded(path: str) -> bool:
+    """Whether a model's folder is called as that of the embedded model, wherever it lies."""
+    from ..smollm2 import SHORT_NAME
+
+    return re.fullmatch(rf"{SHORT_NAME}(-tf\d+)?", Path(path).name) is not None
 
 
 def model_fingerprint(path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median_low
 from xml.etree.ElementTree import Element
@@ -22,6 +23,10 @@ from .describe import (
     likelihood_text,
     meanings,
     origin,
+    packages,
+    popularity,
+    publishers,
+    signals,
     sources,
 )
 from .packages import load
@@ -47,7 +52,6 @@ LIKELIHOOD = "log_likelihood"
 TITLES = {
     "frequency": "How often the text names the subject",
     "degree": "Statements that the subject is in",
-    "views": "Views of the subject's page",
     LIKELIHOOD: "Log-likelihood of the true answer",
 }
 LIMITS = {
@@ -112,14 +116,16 @@ def to_html(dataset: DataSet, candidates: Summary | None = None) -> str:
             meanings=meanings(dataset),
             summaries=summaries,
             candidates=candidates,
-            signals=[*COUNTS, LIKELIHOOD],
+            signals=shown_signals(dataset),
             distributions=distributions(dataset, summaries, candidates),
             domains=domains(dataset),
             probes=PROBES,
             coverage={name: coverage(dataset.records[name]) for name in summaries},
             examples={name: draw(dataset.records[name], EXAMPLES) for name in summaries},
-            details=details,
+            details=partial(details, measured=signals(dataset)),
             sources=sources(dataset),
+            publishers=publishers(dataset),
+            packages=packages(dataset),
             counts=counts(dataset),
             kept_apart=kept_apart(dataset),
             build=dataset.build,
@@ -138,7 +144,8 @@ def filled(dataset: DataSet) -> list[str]:
 
 def summarise(records: Sequence[Record]) -> Summary:
     stats = [record["stats"] for record in records]
-    known = {name: [s[name] for s in stats if s[name] is not None] for name in TITLES}
+    signals = (*COUNTS, LIKELIHOOD)
+    known = {name: [s[name] for s in stats if s[name] is not None] for name in signals}
     days = [s["modified"][:10] for s in stats if s["modified"]]
     return Summary(
         records=len(records),
@@ -187,25 +194,35 @@ def value_text(value: float, signal: str) -> str:
     return likelihood_text(value) if signal == LIKELIHOOD else f"{value:,.0f}"
 
 
+def shown_signals(dataset: DataSet) -> dict[str, str]:
+    """Headings by signal, of those that something was measured by."""
+    found = {signal: name.capitalize() for signal, name in signals(dataset).items()}
+    return found | ({LIKELIHOOD: "Log-likelihood"} if dataset.build.get("model") else {})
+
+
 # -- Figures ---------------------------------------------------------------------------------------
 
 
 def distributions(
     dataset: DataSet, summaries: dict[str, Summary], candidates: Summary | None
 ) -> list[Figure]:
-    """One figure for each signal that any record has."""
+    """One figure for each signal that was measured, and that any record has."""
     limits = dataset.build.get("thresholds") or {}
+    known = popularity(dataset)
+    titles = {**TITLES, **({"views": known.title} if known else {})}
     figures = []
-    for signal in TITLES:
+    for signal in shown_signals(dataset):
         spreads = {n: s.spreads[signal] for n, s in summaries.items() if signal in s.spreads}
         behind = candidates.spreads.get(signal) if candidates else None
         if spreads:
-            figures.append(distribution(signal, spreads, behind, limits.get(signal)))
+            figures.append(
+                distribution(signal, titles[signal], spreads, behind, limits.get(signal))
+            )
     return figures
 
 
 def distribution(
-    signal: str, spreads: Spreads, behind: Spread | None, limit: float | None
+    signal: str, title: str, spreads: Spreads, behind: Spread | None, limit: float | None
 ) -> Figure:
     limited, side = LIMITS[signal]
     rows = [
@@ -219,12 +236,13 @@ def distribution(
         for name, spread in spreads.items()
     ]
     caption = "Mean of its tokens." if signal == LIKELIHOOD else "Logarithmic."
+    if signal == "views" and any(spread.values[0] == 0 for spread in spreads.values()):
+        caption += " 0: not known."
     ends = [end for s in [*spreads.values(), behind] if s for end in (s.values[0], s.values[-1])]
     if limit is not None and limited in spreads:
         caption += f" Dashed: the threshold, {side} {value_text(limit, signal)}."
         ends.append(limit)
     scale = LinearScale(min(ends), max(ends)) if signal == LIKELIHOOD else LogScale(max(ends))
-    title = TITLES[signal]
     return Figure(title, caption, drawn(histograms(rows, scale, title, behind)))
 
 

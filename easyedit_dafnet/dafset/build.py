@@ -24,7 +24,7 @@ from ..files import mark_folder, write_text
 from . import engines, select
 from .card import write_card
 from .dataset import DATA_SET, FORMAT, PROPERTIES, prompts_of
-from .embedded import write_tables
+from .embedded import EMBEDDED, NAME, write_tables
 from .exclude import Excluded, folded
 from .extract import extract
 from .frequency import count_names
@@ -163,7 +163,7 @@ class _Builder:
                 "prompts": left_out.pop("excluded prompt", 0),
             },
             "left_out": dict(left_out),
-            "versions": _versions(),
+            "versions": _versions(self.settings),
         }
         self.write(records, found)
         return found
@@ -447,7 +447,7 @@ class _Builder:
                     newest = max(filter(None, (newest, last)), default=None)
         date = newest and f"{newest:%Y-%m-%d}"
         if self.settings.dump is None:
-            return {"name": "the facts of easyedit_dafnet", "date": date}
+            return {"name": NAME, "date": date}
         return {**_checksum(Path(self.settings.dump)), "date": date}
 
 
@@ -515,6 +515,8 @@ def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
-def _versions() -> dict[str, str]:
-    names = ("duckdb", "ibis-framework", "pyarrow")
+def _versions(settings: Settings) -> dict[str, str]:
+    names = ["duckdb", "ibis-framework", "pyarrow"]
+    if settings.dump is None:
+        names += [source.package for source in EMBEDDED.sources]
     return {"easyedit_dafnet": __version__, **{name: version(name) for name in names}}

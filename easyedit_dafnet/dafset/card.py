@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import write_text
+from ..sources import MIT
+from . import describe
 from .dataset import ALL, PROPERTIES, DataSet, file_name, read_complete
-from .describe import NAMES, counts, kept_apart, meanings, origin, sources
 from .pages import environment
 
 SIZES = {
@@ -33,6 +34,8 @@ def write_card(folder: Path) -> Path:
 def to_markdown(dataset: DataSet) -> str:
     build = dataset.build
     filled = [name for name in PROPERTIES if dataset.records[name]]
+    facts, published = describe.fact_source(dataset), describe.publishers(dataset)
+    licences = list(dict.fromkeys([*(source.licence for source in published), MIT]))
     return (
         environment(autoescape=False)
         .get_template("card.md.jinja")
@@ -42,16 +45,28 @@ def to_markdown(dataset: DataSet) -> str:
             size=size_category(len(dataset)),
             # A file without records has no columns to load.
             configs={**({"default": ALL} if filled else {}), **{n: file_name(n) for n in filled}},
-            names=NAMES,
-            meanings=meanings(dataset),
-            origin=origin(dataset),
-            sources=sources(dataset),
-            counts=counts(dataset),
-            kept_apart=kept_apart(dataset),
+            tags=["model-editing", "knowledge-editing", *facts.tags],
+            licences=licences,
+            # The hub takes the name and address of one that it does not list.
+            unlisted=next((licence for licence in licences if licence.hub == "other"), None),
+            own=MIT,
+            facts=facts,
+            facts_from=describe.joined([source.name for source in facts.sources]),
+            publishers=published,
+            packages=describe.packages(dataset),
+            names=describe.NAMES,
+            meanings=describe.meanings(dataset),
+            stats=describe.stats(dataset),
+            limits=describe.limits(dataset),
+            origin=describe.origin(dataset),
+            sources=describe.sources(dataset),
+            counts=describe.counts(dataset),
+            kept_apart=describe.kept_apart(dataset),
             command=build.get("command"),
             seed=build.get("seed"),
             settings=build.get("settings") or {},
             versions=build.get("versions") or {},
+            measured_on=[name for name in ("text", "model") if build.get(name)],
         )
     )
 

@@ -1,9 +1,10 @@
 """What is wrong with a data set, and some of its records for a person to read.
 
 >>> from easyedit_dafnet.dafset.check import problems, report, sample, to_text
+>>> from easyedit_dafnet.dafset.describe import signals
 >>> print(report(problems(dataset)))
 >>> for record in sample(dataset, 10, seed=0):
-...     print(to_text(record))
+...     print(to_text(record, signals(dataset)))
 """
 
 from __future__ import annotations
@@ -257,14 +258,14 @@ def draw(records: list[Record], n: int, seed: int = 0) -> list[Record]:
     return random.Random(seed).sample(records, min(n, len(records)))
 
 
-def to_text(record: Record) -> str:
-    """A complete record as a few lines."""
+def to_text(record: Record, measured: Mapping[str, str]) -> str:
+    """A complete record as a few lines. measured: `describe.signals` of its data set."""
     told = [f"{record['prompt']} → {record['target_new']}"]
-    told += [f"  {name:<15}{text}" for name, text in details(record)]
+    told += [f"  {name:<15}{text}" for name, text in details(record, measured)]
     return "\n".join(told)
 
 
-def details(record: Record) -> list[tuple[str, str]]:
+def details(record: Record, measured: Mapping[str, str]) -> list[tuple[str, str]]:
     """What a complete record says beside its prompt and target, by name, for reading."""
     told = [("truth", record["ground_truth"])]
     told += [("rephrase", prompt) for prompt in _rephrases(record)]
@@ -276,7 +277,8 @@ def details(record: Record) -> list[tuple[str, str]]:
         told.append(("opposite", _answered(record["opposite"])))
     head, tail = record["wikidata"]["head"], record["wikidata"]["tail"]
     told.append(("statement", f"{head} {record['relation']} ({record['relation_name']}) {tail}"))
-    told.append(("chosen for", f"{record['property'].replace('_', ' ')}: {_stats_text(record)}"))
+    chosen_for = record["property"].replace("_", " ")
+    told.append(("chosen for", f"{chosen_for}: {_stats_text(record['stats'], measured)}"))
     return told
 
 
@@ -284,15 +286,10 @@ def _answered(probe: Mapping[str, str]) -> str:
     return f"{probe['prompt']} → {probe['ground_truth']}"
 
 
-def _stats_text(record: Record) -> str:
-    stats: Mapping[str, Any] = record["stats"]
-    told = [f"{what} {stats[name]:,}" for name, what in STATS.items()]
+def _stats_text(stats: Mapping[str, Any], measured: Mapping[str, str]) -> str:
+    told = [f"{what} {stats[name]:,}" for name, what in measured.items()]
     if stats["modified"]:
         told.append(f"modified {stats['modified']}")
     if stats["log_likelihood"] is not None:
         told.append(f"log-likelihood {stats['log_likelihood']:.2f}")
     return ", ".join(told)
-
-
-STATS = {"views": "views", "frequency": "mentions", "degree": "statements"}
-"""What the counts of a record's subject are counts of."""

@@ -17,7 +17,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..sources import CC0, Source
 from .packages import load
+from .provenance import FactSource
+
+WIKIDATA = FactSource(
+    kind="Wikidata dump",
+    sources=(
+        Source(
+            name="Wikidata",
+            address="https://www.wikidata.org",
+            gives="facts, labels and numbers of statements",
+            licence=CC0,
+        ),
+    ),
+    recent="Facts about subjects whose items were modified shortly before the dump{}. The new "
+    "target is what the dump says.",
+    entities="Wikidata's items:",
+    tags=("wikidata",),
+)
 
 CHUNK = 4 << 20  #: bytes of decompressed lines that are handed on together
 READ = 1 << 16  #: bytes to ask a decompressor for

@@ -2,7 +2,7 @@
 
 Of those that training may see; the benchmark asks for the others. They have no Wikidata numbers,
 so entities get negative ones; no times of modification, so none of them is recent; and in place of
-page views the number of people who live there.
+page views the number of people who live there, of cities and countries.
 """
 
 from __future__ import annotations
@@ -15,6 +15,25 @@ from .. import facts
 from ..bench.cells import write_json
 from .extract import schemas
 from .packages import load
+from .provenance import FactSource, Popularity
+
+EMBEDDED = FactSource(
+    kind="Embedded facts",
+    sources=facts.SOURCES,
+    recent="No records: these facts carry no time of their last change.",
+    entities="numbers that mean something in this data set alone, of",
+    tags=("geonames",),
+    popularity=Popularity(
+        name="inhabitants",
+        title="Inhabitants of the subject",
+        meaning="how many people live there by GeoNames, 0 where it is no city or country",
+        popular="subjects where many people live",
+        limit=", {:,} or more",
+    ),
+)
+
+NAME = "the facts of easyedit_dafnet"
+"""What build.json calls them."""
 
 KIND = 31
 """The relation "instance of"."""
@@ -40,11 +59,18 @@ MEANINGS = {
     "county_state": _Meaning(131, "county", "state"),
 }
 
+INHABITED = ("city", "country")
+"""The kinds of ends whose inhabitants are known."""
+
 _Entity = tuple[str, str]  # kind, label
 
 
 def write_tables(out: Path) -> dict[str, Any]:
-    """Write entities, triples and, beside them, views into `out`; returns the counts."""
+    """Write entities, triples and, beside them, inhabitants as views into `out`.
+
+    Returns:
+        The counts.
+    """
     pa, pq = load("pyarrow"), load("pyarrow.parquet")
     found = sorted(set(_facts()))
     kinds = sorted({("kind", kind) for fact in found for kind, _ in (fact[0], fact[2])})
@@ -53,16 +79,18 @@ def write_tables(out: Path) -> dict[str, Any]:
     triples = [(entities[head], relation, entities[tail]) for head, relation, tail in found]
     triples += [(entities[end], KIND, entities["kind", end[0]]) for end in sorted(ends)]
     people = _inhabitants()
+    # A title is what inhabitants are looked up by: a province must not get those of its city.
     rows: list[tuple[Any, ...]] = [
-        (number, label, [], kind, label, 0, None, False)
+        (number, label, [], kind, label if kind in INHABITED else None, 0, None, False)
         for (kind, label), number in entities.items()
     ]
-    titles = sorted({label for kind, label in ends if label in people})
+    inhabited = {label for kind, label in ends if kind in INHABITED}
+    views = [(title, people[title]) for title in sorted(inhabited & people.keys())]
     out.mkdir(parents=True, exist_ok=True)
     for name, columns, schema in (
         ("entities-00000", rows, schemas()[0]),
         ("triples-00000", triples, schemas()[1]),
-        ("views", [(title, people[title]) for title in titles], _views_schema()),
+        ("views", views, _views_schema()),
     ):
         arrays = [
             pa.array(c, t) for c, t in zip(zip(*columns, strict=True), schema.types, strict=True)
@@ -70,7 +98,7 @@ def write_tables(out: Path) -> dict[str, Any]:
         scratch = out / f".{name}.part"
         pq.write_table(pa.Table.from_arrays(arrays, schema=schema), scratch)
         scratch.replace(out / f"{name}.parquet")
-    write_json(out / "done.json", {"source": "facts", "digest": _digest(found)})
+    write_json(out / "done.json", {"source": "facts", "digest": _digest([found, views])})
     return {"items": len(entities), "statements": len(triples), "skipped": {}}
 
 

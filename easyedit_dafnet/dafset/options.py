@@ -48,7 +48,7 @@ def add_commands(dafset: argparse.ArgumentParser) -> None:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
-    build = command("build", "build a data set from a Wikidata dump", BUILD_EXAMPLES)
+    build = command("build", "build a data set from a Wikidata dump or own facts", BUILD_EXAMPLES)
     _add_build_options(build)
     build.set_defaults(run=run_build)
 
@@ -91,8 +91,9 @@ def _add_build_options(build: argparse.ArgumentParser) -> None:
     choice.add_argument("--before", metavar="DATE", help="end of `recent` (the newest change)")
     choice.add_argument("--window-days", default=7, help="length of `recent` (7)", **number)
     choice.add_argument(
-        "--views-quantile", default=0.9, help="`popular`: views from here on (0.9)", **share
-    )
+        "--views-quantile", default=0.9, **share,
+        help="`popular`: page views, or inhabitants by own facts, from here on (0.9)",
+    )  # fmt: skip
     choice.add_argument(
         "--hub", default=1000, help="`popular`: no path through more links", **number
     )
@@ -159,11 +160,12 @@ def run_check(args: argparse.Namespace) -> int:
     """1 where there are problems."""
     from .check import problems, report, sample, to_text
     from .dataset import read_dataset
+    from .describe import signals
     from .exclude import Excluded
 
     dataset = read_dataset(args.folder)
     for record in sample(dataset, args.read, args.seed):
-        print(to_text(record), end="\n\n")
+        print(to_text(record, signals(dataset)), end="\n\n")
     found = problems(dataset, Excluded.read(args.exclude))
     print(report(found))
     return 1 if found else 0

@@ -21,11 +21,29 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..sources import CC0, Source
 from .dump import Archive
 from .packages import load
+from .provenance import Popularity
 from .workspace import Sums, database, fetch, quoted, write
 
 LOG = logging.getLogger(__name__)
+
+PAGE_VIEWS = Popularity(
+    name="page views",
+    title="Views of the subject's page",
+    meaning="how often its Wikipedia page was viewed",
+    popular="subjects whose Wikipedia pages are read often",
+    limit=", with {:,} views or more",
+    sources=(
+        Source(
+            name="Wikimedia's page views",
+            address="https://dumps.wikimedia.org/other/pageviews/readme.html",
+            gives="numbers of page views",
+            licence=CC0,
+        ),
+    ),
+)
 
 
 def read_views(

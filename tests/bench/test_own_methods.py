@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from easyedit_dafnet.bench import Workbench
-from easyedit_dafnet.bench.own_methods import DAFNet, Unedited
+from easyedit_dafnet.bench.own_methods import DAFNet, DAFNetStrong, Unedited
 from easyedit_dafnet.dafnet_hparams import SettingsError, shipped
 from tests.bench.conftest import RECORDS
 from tests.conftest import Subject
@@ -144,7 +144,7 @@ def test_training_that_was_interrupted_goes_on(
 
 def test_what_dafnet_lacks_is_named(workbench: Callable[[Path], Workbench], tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"no setting 'seq_len'"):
-        DAFNet(workbench(tmp_path), {"seq_len": 3})
+        DAFNet(workbench(tmp_path), {"hparams": DAFNet.shipped, "seq_len": 3})
     (need,) = DAFNet(workbench(tmp_path), {"archive": str(tmp_path / "none")}).needs()
     assert need.state == "missing"
 
@@ -154,6 +154,35 @@ def test_the_published_settings_are_the_papers() -> None:
     settings = (shipped("hparams") / "TRAINING/DAFNet/smollm2-135m-published.yaml").read_text()
     for line in ("lr: 1e-6", "lr_lr: 1e-4", "edit_lr: 1e-4", "train_fusion: false", "layer_n: 2"):
         assert f"\n{line}\n" in settings
+
+
+@pytest.mark.parametrize("name", ["llama-smollm2-135m-instruct", "llama-smollm2-135m-instruct-tf4"])
+def test_the_strong_form_has_a_name_and_the_shipped_settings(
+    name: str, workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    bench = replace(workbench(tmp_path), model_name=str(tmp_path / name))
+    strong, published = DAFNetStrong(bench, {}), DAFNet(bench, {})
+    named = DAFNet(bench, {"hparams": "DAFNet/smollm2-135m-strong"})
+    assert strong.hparams == named.hparams
+    assert strong.effective_settings == named.effective_settings != published.effective_settings
+    assert strong.hparams.fusion == "least_squares" != published.hparams.fusion
+    assert [need.detail for need in strong.needs()] == ["smollm2-135m-strong"]
+    assert DAFNetStrong(bench, {"margin": 2.0}).hparams.margin == 2.0
+
+
+@pytest.mark.parametrize("kind", [DAFNet, DAFNetStrong])
+def test_a_model_that_nothing_is_shipped_for_needs_settings_of_its_own(
+    kind: type[DAFNet], workbench: Callable[[Path], Workbench], tmp_path: Path
+) -> None:
+    bench = workbench(tmp_path)
+    with pytest.raises(SettingsError, match=rf"^{kind.name} comes with .* none for tiny-llama"):
+        kind(bench, {})
+    assert kind(bench, {"hparams": kind.shipped}).hparams.model_name == bench.model_name
+    training = {"training": "TRAINING/DAFNet/smollm2-135m-strong"}
+    trained = kind(bench, training)
+    assert [need.state for need in trained.needs()] == ["to prepare"]
+    margin = kind(bench, training | {"hparams": DAFNetStrong.shipped}).hparams.margin
+    assert (trained.hparams.margin == margin) is (kind is DAFNetStrong)
 
 
 def test_a_network_trained_here_edits_with_the_editing_settings_named(

@@ -57,6 +57,44 @@ def test_a_method_is_asked_one_by_one_also_for_perplexity(
     assert (max(kind.sizes) == 1) is alone
 
 
+class Growing(Unedited):
+    """Keeps 100 bytes, and 7 for each edit."""
+
+    def start(self, model: Any) -> None:
+        super().start(model)
+        self.held = 0
+
+    def edit(self, requests: Any) -> None:
+        self.held = max(self.held, 100) + 7 * len(requests)
+
+    def state_bytes(self) -> int:
+        return self.held
+
+
+@pytest.mark.parametrize(
+    ("single", "batch_size", "total", "growth"),
+    [(False, 1, 128, 7.0), (False, 3, 128, 7.0), (False, 4, 128, None), (True, 1, 107, None)],
+)
+def test_what_an_edit_adds_to_the_state_is_told_from_the_constant_part(
+    single: bool,
+    batch_size: int,
+    total: int,
+    growth: float | None,
+    workbench: Callable[[Path], Workbench],
+    tmp_path: Path,
+) -> None:
+    bench = workbench(tmp_path)
+    unedited_model = UneditedModel(bench.load_model)
+    scorer = Scorer(bench.tok)
+    records = RECORDS[:4]
+    unedited = scorer.unedited(unedited_model.put_back(), records)
+    protocol = Protocol(
+        Growing(bench, {}), unedited_model, scorer, (), None, (), 0, "cpu", 0, lambda *_: None
+    )
+    found, _ = protocol.run(records, unedited, single, batch_size)
+    assert (found["state_bytes"], found["state_bytes_per_edit"]) == (total, growth)
+
+
 class Dice(Unedited):
     """Notes the random numbers that each stream begins with."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from easyedit_dafnet.bench import Workbench, register_method
 from easyedit_dafnet.bench.method import REGISTERED
-from easyedit_dafnet.bench.own_methods import DAFNet, Unedited
+from easyedit_dafnet.bench.own_methods import DAFNet, DAFNetStrong, Unedited
 from easyedit_dafnet.bench.registry import (
     UnknownMethod,
     find_method,
@@ -63,14 +63,17 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str
 
 def test_ours_and_the_hosts_methods_are_there() -> None:
     names = method_names()
-    assert names[0] == "unedited" and names[-1] == "DAFNet"
+    assert names[0] == "unedited" and names[-2:] == ["DAFNet", "DAFNet-strong"]
     assert {"FT", "ROME", "MEMIT", "BFT"} <= set(names)
     assert find_method("unedited") is Unedited and find_method("DAFNet") is DAFNet
+    assert find_method("DAFNet-strong") is DAFNetStrong
 
 
 def test_a_mistyped_name_gets_the_nearest() -> None:
     with pytest.raises(UnknownMethod, match="no method 'MEMITT'; did you mean 'MEMIT'"):
         find_method("MEMITT")
+    with pytest.raises(UnknownMethod, match="did you mean 'DAFNet-strong'"):
+        find_method("DAFNet-stong")
 
 
 def test_a_method_that_cannot_run_says_why() -> None:
@@ -115,5 +118,5 @@ def test_ours_work_without_easyedit(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert run.stdout.split() == ["unedited", "BFT", "DAFNet"]
+    assert run.stdout.split() == ["unedited", "BFT", "DAFNet", "DAFNet-strong"]
     assert "no method 'ROME'" in run.stderr and "not a checkout of EasyEdit" in run.stderr

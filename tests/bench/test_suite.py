@@ -135,7 +135,7 @@ def test_the_shipped_suites_can_be_read() -> None:
 def test_the_full_suite_has_every_method_and_data_set() -> None:
     full = Suite.read(read_suite_file(suite_file("full")))
     known = {method.name for method in (*methods.WRITTEN, *methods.WRITTEN_FOR_MAIN)}
-    ours = {"unedited", "BFT", "DAFNet"}
+    ours = {"unedited", "BFT", "DAFNet", "DAFNet-strong"}
     assert {method.name for method in full.methods} == known | ours
     parts_of_another = {"ripple_edits", "counterfact-train"}
     assert set(full.data) == {"facts", *KNOWN_FILES} - parts_of_another

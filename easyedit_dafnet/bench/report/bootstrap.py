@@ -1,4 +1,11 @@
-"""Confidence intervals for means over edits that come in streams."""
+"""Confidence intervals for means, between 0 and 1, over edits that come in streams.
+
+A bootstrap alone says ± 0 where all edits score alike, be they two. So each resample leaves room
+for edits unlike those: of n edits, shares (u, v, w) ~ Dirichlet(1, 1, n) score 0, score 1, and
+score as the resample. For one stream of edits that are all right or all wrong this is the Bayesian
+interval from a uniform prior, Beta(1 + right, 1 + wrong), and for some of each close to it; its
+ends are within 0.07 of Wilson's for 2 edits, 0.025 for 20. For many edits it is the bootstrap's.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +24,18 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and its percentile interval."""
+    """A mean and its interval.
+
+    Attributes:
+        mean: between 0 and 1.
+        low, high: ends of the interval, which has the mean in it.
+        edits: how many it is over; of a score, of that of its parts with the fewest.
+    """
 
     mean: float
     low: float
     high: float
+    edits: int
 
     @property
     def half(self) -> float:
@@ -60,6 +74,19 @@ def resampled_means(streams: Sequence[Numbers]) -> tuple[float, Numbers]:
         return float(np.nanmean(values)), sums / counts
 
 
+@lru_cache(maxsize=256)
+def unseen(edits: int, number: int) -> tuple[Numbers, Numbers]:
+    """Shares, [RESAMPLES] each, of edits unlike those seen: that score 0, and that score 1.
+
+    Args:
+        edits: how many were seen, at least one.
+        number: tells the draws of one aspect from those of another.
+    """
+    rng = np.random.default_rng([SEED, edits, number])
+    shares = rng.dirichlet([1, 1, edits], RESAMPLES)
+    return shares[:, 0], shares[:, 1]
+
+
 def harmonic_mean(values: Sequence[Numbers]) -> Numbers:
     """Elementwise over arrays of one shape; 0 where one is 0, NaN where one is NaN."""
     stacked = np.stack(values)
@@ -67,12 +94,12 @@ def harmonic_mean(values: Sequence[Numbers]) -> Numbers:
         return len(values) / (1 / stacked).sum(0)
 
 
-def estimate(mean: float, resamples: Numbers) -> Estimate | None:
+def estimate(mean: float, resamples: Numbers, edits: int) -> Estimate | None:
     if np.isnan(mean):
         return None
     tail = 50 * (1 - LEVEL)
     low, high = np.nanpercentile(resamples, [tail, 100 - tail])
-    return Estimate(mean, float(low), float(high))
+    return Estimate(mean, min(mean, float(low)), max(mean, float(high)), edits)
 
 
 def estimates(
@@ -80,11 +107,18 @@ def estimates(
 ) -> dict[str, Estimate | None]:
     """Per aspect the mean over all edits of all streams, and `score`: the harmonic mean of the
     means of `combine`, resampled together."""
-    means = {aspect: resampled_means(values) for aspect, values in streams.items()}
-    found = {aspect: estimate(*pair) for aspect, pair in means.items()}
+    means: dict[str, tuple[float, Numbers, int]] = {}
+    for number, (aspect, values) in enumerate(streams.items()):
+        mean, resamples = resampled_means(values)
+        edits = int(sum(np.count_nonzero(~np.isnan(stream)) for stream in values))
+        wrong, right = unseen(max(1, edits), number)
+        means[aspect] = mean, (1 - wrong - right) * resamples + right, edits
+    found = {aspect: estimate(*known) for aspect, known in means.items()}
     if combine:
-        whole = harmonic_mean([np.array(means[aspect][0]) for aspect in combine])
+        parts = [means[aspect] for aspect in combine]
         found["score"] = estimate(
-            float(whole), harmonic_mean([means[aspect][1] for aspect in combine])
+            float(harmonic_mean([np.array(mean) for mean, _, _ in parts])),
+            harmonic_mean([resamples for _, resamples, _ in parts]),
+            min(edits for _, _, edits in parts),
         )
     return found

@@ -60,6 +60,7 @@ def to_markdown(summary: Summary) -> str:
                 "N",
                 "time per edit",
                 "peak memory",
+                "constant state",
                 "state per edit",
                 "perplexity",
                 "preparation",
@@ -103,7 +104,7 @@ def quality(row: Row, scoring: str) -> list[str]:
             "0",
             streams(row),
         ]
-    scores = [score_text(row.scores[scoring][aspect]) for aspect in QUALITY]
+    scores = [score_text(row.scores[scoring][aspect], row.edits) for aspect in QUALITY]
     return [marked(row), f"{row.num_edits:,}", *scores, f"{row.edits:,}", streams(row)]
 
 
@@ -120,12 +121,13 @@ def streams(row: Row) -> str:
 
 def costs(row: Row) -> list[str]:
     if row.status != "done":
-        return [*quality(row, "")[:3], *[""] * 4]
+        return [*quality(row, "")[:3], *[""] * 5]
     return [
         marked(row),
         f"{row.num_edits:,}",
         duration_text(row.seconds_per_edit),
         bytes_text(row.peak_memory_bytes),
+        bytes_text(row.constant_state_bytes),
         bytes_text(row.state_bytes_per_edit),
         perplexity_text(row),
         duration_text(row.preparation_seconds),

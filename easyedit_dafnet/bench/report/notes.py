@@ -10,7 +10,7 @@ from typing import Any
 from .bootstrap import RESAMPLES, SEED
 from .results import ASPECTS
 from .summary import Row, Summary
-from .wording import NOTHING, counted
+from .wording import FEW, NOTHING, counted
 
 TIMES = ("started", "finished")
 PROTOCOL = (
@@ -197,14 +197,21 @@ def reading_notes() -> list[str]:
         "The score is the harmonic mean of reliability, generality and locality. Locality compares "
         "with what the unedited model says. A text begins with the answer where it opens with it; "
         "for locality, where its first word is that of the unedited model's.",
-        "± is half the width of a 95 % bootstrap interval over the edits: streams are drawn with "
-        f"replacement, then the edits of each ({RESAMPLES:,} resamples, seed {SEED}, the same for "
-        "all methods with the same streams). Where all edits score alike it is 0.00, which says "
-        "nothing of other edits. Slow methods may have fewer streams, so other edits, than those "
-        "beside them: the last columns tell.",
+        "± is half the width of a 95 % interval over the edits; of fewer than "
+        f"{FEW} edits its ends are shown instead, and their number n where it is not that of the "
+        "column edits. Bootstrap: streams are drawn "
+        f"with replacement, then the edits of each ({RESAMPLES:,} resamples, seed {SEED}, the same "
+        "for all methods with the same streams), and each resample leaves room for edits unlike "
+        "those seen, as if one that scores 0 and one that scores 1 had been among them. So edits "
+        "that all score alike have an interval, too: close to Wilson's, it says what so few are "
+        "worth. It cannot tell how other streams would differ where there is one. The unedited "
+        "model's locality is 1 by definition. Slow methods may have fewer streams, so other edits, "
+        "than those beside them: the last columns tell.",
         "Streams that failed or were not run are left out of the means. The hours of cells that "
         "were not run are estimated from the method's nearest cells.",
-        "State is what a method keeps for its edits beside the model's weights. Perplexity is that "
+        "State is what a method keeps for its edits beside the model's weights: a constant part, "
+        "and what each edit adds. They are told apart by the state after the first edits and after "
+        "the last, or after streams of two lengths. Perplexity is that "
         "of plain text before and after the edits. Preparation, such as training, comes once, "
         "before the first edit; of a network that comes trained it is the time that its card says.",
     ]

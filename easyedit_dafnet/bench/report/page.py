@@ -42,13 +42,14 @@ from .plots import (
 from .results import SCORINGS
 from .summary import Row, Summary
 from .wording import (
+    FEW,
     NOTHING,
     bytes_text,
     counted,
     duration_text,
     hours_text,
     interval_text,
-    score_text,
+    spread_text,
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -71,6 +72,7 @@ COLUMNS = (
     Column("edits", "Edits"),
     Column("time", "Time / edit", "low"),
     Column("memory", "Memory", "low"),
+    Column("constant", "Constant state", "low"),
     Column("state", "State / edit", "low"),
     Column("perplexity", "Perplexity", "low"),
     Column("preparation", "Preparation", "low"),
@@ -124,7 +126,8 @@ def to_html(summary: Summary) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(
-        score_text=score_text,
+        spread_text=spread_text,
+        few=FEW,
         interval_text=interval_text,
         duration_text=duration_text,
         bytes_text=bytes_text,
@@ -185,6 +188,7 @@ def sort_values(row: Row, scoring: str) -> list[Any]:
         row.edits or None,
         row.seconds_per_edit,
         row.peak_memory_bytes,
+        row.constant_state_bytes,
         row.state_bytes_per_edit,
         after,
         row.preparation_seconds,
@@ -248,8 +252,13 @@ def panels(summary: Summary, styles: dict[str, Style]) -> list[Panel]:
             list(costs(summary, styles, "seconds_per_edit", duration_text)),
         ),
         Panel(
+            "Constant state",
+            "Kept beside the model's weights for any number of edits. Logarithmic.",
+            list(costs(summary, styles, "constant_state_bytes", bytes_text)),
+        ),
+        Panel(
             "State per edit",
-            "Kept for it beside the model's weights. Logarithmic.",
+            "Kept for each of them, beside the constant state. Logarithmic.",
             list(costs(summary, styles, "state_bytes_per_edit", bytes_text)),
         ),
         Panel(

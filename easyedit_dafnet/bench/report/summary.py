@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -40,7 +41,8 @@ class Row:
 
     scores: by scoring; by aspect and for `score`. kinds: by aspect, kind and scoring.
     edits: scored ones, over all streams. hours: estimated for the streams that were not run.
-    retention: by scoring, for streams of at least two edits.
+    retention: by scoring, for streams of at least two edits. state_bytes_per_edit: what each edit
+    adds to the state; None where nothing tells it from the rest.
     """
 
     data: str
@@ -57,6 +59,7 @@ class Row:
     scores: Mapping[str, Mapping[str, Estimate | None]]
     kinds: Mapping[str, Mapping[str, Mapping[str, Estimate | None]]]
     retention: Mapping[str, Retention]
+    state_bytes_per_edit: float | None
 
     @property
     def status(self) -> Literal["done", "failed", "not run"]:
@@ -89,9 +92,12 @@ class Row:
         return max(self._measured("peak_memory_bytes"), default=None)
 
     @property
-    def state_bytes_per_edit(self) -> float | None:
-        known = self._measured("state_bytes")
-        return sum(known) / len(known) / self.num_edits if known else None
+    def constant_state_bytes(self) -> float | None:
+        """The state's part that is the same for any number of edits."""
+        known, each = self._measured("state_bytes"), self.state_bytes_per_edit
+        if not known or each is None:
+            return None
+        return max(0.0, sum(known) / len(known) - self.num_edits * each)
 
     @property
     def perplexity(self) -> tuple[float, float] | None:
@@ -246,7 +252,33 @@ def make_row(run: Run, expected: Estimates, data: str, label: str, num_edits: in
             for scoring in SCORINGS
             if cells and num_edits > 1
         },
+        state_bytes_per_edit=state_growth(run, data, label, num_edits),
     )
+
+
+def state_growth(run: Run, data: str, label: str, num_edits: int) -> float | None:
+    """Bytes that an edit adds to the state: as measured within streams of that length, or else from
+    that length to the next shorter one, of the shortest to the next longer."""
+    within: list[float] = []
+    totals: dict[int, list[float]] = {}
+    for key, cell in run.cells.items():
+        if (key.data, key.label) == (data, label) and not cell.failed:
+            if cell.body.get("state_bytes") is not None:
+                totals.setdefault(key.num_edits, []).append(float(cell.body["state_bytes"]))
+            if key.num_edits == num_edits and cell.body.get("state_bytes_per_edit") is not None:
+                within.append(float(cell.body["state_bytes_per_edit"]))
+    if within:
+        return fmean(within)
+    if num_edits not in totals:
+        return None
+    if not any(totals[num_edits]):
+        return 0.0
+    shorter = [length for length in totals if length < num_edits]
+    longer = [length for length in totals if length > num_edits]
+    if not shorter and not longer:
+        return None
+    other = max(shorter) if shorter else min(longer)
+    return max(0.0, (fmean(totals[num_edits]) - fmean(totals[other])) / (num_edits - other))
 
 
 def by_kind(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, Estimate | None]]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -15,6 +16,26 @@ from .summary import SCORED, Summary, mean_of
 QUALITY = ("score", *ASPECTS)
 
 
+#: What spreadsheets take for the beginning of a formula, or drop in front of one.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Comma-separated values; a text that begins as a formula does gets an apostrophe in front.
+
+    Numbers stay as they are, negative ones included.
+    """
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\r\n")  # else a lone \r in a text would end the line
+    for row in chain([header], rows):
+        write.writerow([quoted(cell) for cell in row])
+    return out.getvalue().replace("\r\n", "\n")
+
+
+def quoted(cell: object) -> object:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+
+
 def cells_csv(summary: Summary) -> str:
     """One row a cell, those not run included."""
     columns = [f"{aspect}_{scoring}" for scoring in SCORINGS for aspect in QUALITY]
@@ -22,14 +43,17 @@ def cells_csv(summary: Summary) -> str:
         *("data", "label", "method", "host", "num_edits", "stream", "status", "error"),
         *("sanity_passed", "edits"),
         *columns,
-        *("seconds_per_edit", "peak_memory_bytes", "state_bytes", "perplexity_before"),
-        *("perplexity_after", "preparation_seconds", "estimated_hours", "started", "finished"),
+        *("seconds_per_edit", "peak_memory_bytes", "state_bytes", "constant_state_bytes"),
+        *("state_bytes_per_edit", "perplexity_before", "perplexity_after", "preparation_seconds"),
+        *("estimated_hours", "started", "finished"),
     ]
-    out = io.StringIO()
-    write = csv.DictWriter(out, header, restval="", lineterminator="\n")
-    write.writeheader()
+    rows = ([entry.get(name, "") for name in header] for entry in cell_entries(summary, columns))
+    return to_csv(header, rows)
+
+
+def cell_entries(summary: Summary, columns: Sequence[str]) -> Iterator[dict[str, object]]:
     for row in summary.rows:
-        common = {
+        common: dict[str, object] = {
             "data": row.data,
             "label": row.label,
             "method": row.method,
@@ -39,30 +63,34 @@ def cells_csv(summary: Summary) -> str:
         }
         for cell in sorted((*row.cells, *row.failures), key=lambda cell: cell.key):
             perplexity = cell.body.get("perplexity") or {}
-            write.writerow(
-                {
-                    **common,
-                    "stream": cell.key.stream,
-                    "status": "failed" if cell.failed else "done",
-                    "error": cell.error,
-                    "edits": len(cell.edits),
-                    **dict(zip(columns, cell_means(cell), strict=True)),
-                    "seconds_per_edit": blank(cell.seconds_per_edit),
-                    "peak_memory_bytes": blank(cell.body.get("peak_memory_bytes")),
-                    "state_bytes": blank(cell.body.get("state_bytes")),
-                    "perplexity_before": blank(perplexity.get("before")),
-                    "perplexity_after": blank(perplexity.get("after")),
-                    "preparation_seconds": blank((cell.body.get("prepared") or {}).get("seconds")),
-                    "started": blank(cell.body.get("started")),
-                    "finished": blank(cell.body.get("finished")),
+            state = (
+                {}
+                if cell.failed
+                else {
+                    "constant_state_bytes": blank(row.constant_state_bytes),
+                    "state_bytes_per_edit": blank(row.state_bytes_per_edit),
                 }
             )
+            yield {
+                **common,
+                **state,
+                "stream": cell.key.stream,
+                "status": "failed" if cell.failed else "done",
+                "error": cell.error,
+                "edits": len(cell.edits),
+                **dict(zip(columns, cell_means(cell), strict=True)),
+                "seconds_per_edit": blank(cell.seconds_per_edit),
+                "peak_memory_bytes": blank(cell.body.get("peak_memory_bytes")),
+                "state_bytes": blank(cell.body.get("state_bytes")),
+                "perplexity_before": blank(perplexity.get("before")),
+                "perplexity_after": blank(perplexity.get("after")),
+                "preparation_seconds": blank((cell.body.get("prepared") or {}).get("seconds")),
+                "started": blank(cell.body.get("started")),
+                "finished": blank(cell.body.get("finished")),
+            }
         for stream in row.not_run:
             hours = "" if row.hours is None else row.hours / len(row.not_run)
-            write.writerow(
-                {**common, "stream": stream, "status": "not run", "estimated_hours": hours}
-            )
-    return out.getvalue()
+            yield {**common, "stream": stream, "status": "not run", "estimated_hours": hours}
 
 
 def cell_means(cell: Cell) -> Iterator[object]:
@@ -82,11 +110,7 @@ def kinds_csv(summary: Summary) -> str | None:
 
     asked: edits that have such a probe. None if no data set does.
     """
-    out = io.StringIO()
-    write = csv.writer(out, lineterminator="\n")
-    place = ["data", "label", "host", "num_edits", "stream"]
-    write.writerow([*place, "aspect", "kind", "asked", *SCORINGS])
-    none = out.tell()
+    rows = []
     for row in summary.rows:
         for cell in row.cells:
             of_cell = [row.data, row.label, row.host, row.num_edits, cell.key.stream]
@@ -94,24 +118,26 @@ def kinds_csv(summary: Summary) -> str | None:
                 if values := cell.kinds.get(aspect, {}).get(kind):
                     asked = max(np.count_nonzero(~np.isnan(values[s])) for s in SCORINGS)
                     means = [blank(mean_of(values[s])) for s in SCORINGS]
-                    write.writerow([*of_cell, aspect, kind, asked, *means])
-    return out.getvalue() if out.tell() > none else None
+                    rows.append([*of_cell, aspect, kind, asked, *means])
+    place = ["data", "label", "host", "num_edits", "stream"]
+    return to_csv([*place, "aspect", "kind", "asked", *SCORINGS], rows) if rows else None
 
 
 def edits_csv(summary: Summary) -> str:
     """One row an edit of every finished cell, first edit first."""
     columns = [f"{aspect}_{scoring}" for scoring in SCORINGS for aspect in ASPECTS]
-    out = io.StringIO()
-    write = csv.writer(out, lineterminator="\n")
-    write.writerow(["data", "label", "num_edits", "stream", "position", "id", *columns])
+    header = ["data", "label", "num_edits", "stream", "position", "id", *columns]
+    return to_csv(header, edit_rows(summary))
+
+
+def edit_rows(summary: Summary) -> Iterator[list[object]]:
     for row in summary.rows:
         for cell in row.cells:
             values: list[Numbers] = [cell.scores[s][a] for s in SCORINGS for a in ASPECTS]
             place = [row.data, row.label, row.num_edits, cell.key.stream]
             for i, edit in enumerate(cell.edits):
                 numbers = ["" if v[i] != v[i] else v[i] for v in values]  # NaN differs from itself
-                write.writerow([*place, i + 1, edit, *numbers])
-    return out.getvalue()
+                yield [*place, i + 1, edit, *numbers]
 
 
 def blank(value: object) -> object:

@@ -28,13 +28,15 @@ def terminal_tables(summary: Summary) -> Iterator[Table]:
             caption=f"not run: {counted(left, 'row')}" if left else None,
         )
         table.add_column("method", no_wrap=True)
-        for column in ("N", *columns, "time per edit"):
+        for column in ("N", *columns, "edits", "time per edit"):
             table.add_column(column, justify="right")
         length = None
         for row in rows:
             if length not in (None, row.num_edits):
                 table.add_section()
             length = row.num_edits
-            cells = dict(zip(("method", "N", *QUALITY), quality(row, scoring), strict=False))
-            table.add_row(marked(row), cells["N"], *(cells[c] for c in columns), costs(row)[2])
+            told = quality(row, scoring)
+            cells = dict(zip(("method", "N", *QUALITY, "edits"), told, strict=False))
+            shown = (cells[name] for name in ("N", *columns, "edits"))
+            table.add_row(marked(row), *shown, costs(row)[2])
         yield table

@@ -7,17 +7,32 @@ import math
 from .bootstrap import Estimate
 
 NOTHING = "–"
+FEW = 30
+"""Below so many edits an interval is shown by its ends, as it reaches further to one side of the
+mean, and their number is shown."""
 
 
-def score_text(value: Estimate | None, interval: bool = True) -> str:
-    """0.91 ± 0.03: mean and half the width of its interval."""
-    if value is None:
-        return NOTHING
-    return f"{value.mean:.2f} ± {value.half:.2f}" if interval else f"{value.mean:.2f}"
+def score_text(value: Estimate | None, beside: int | None = None) -> str:
+    """0.91 ± 0.03: mean and half the width of its interval; 1.00 (0.68–1.00, n=8): of few edits.
+
+    beside: the number of edits that stands beside it anyway; only another one is said here.
+    """
+    return NOTHING if value is None else f"{value.mean:.2f} {spread_text(value, beside)}"
+
+
+def spread_text(value: Estimate, beside: int | None = None) -> str:
+    """± 0.03, or (0.68–1.00, n=8)."""
+    if value.edits >= FEW:
+        return f"± {value.half:.2f}"
+    number = "" if value.edits == beside else f", n={value.edits}"
+    return f"({value.low:.2f}–{value.high:.2f}{number})"
 
 
 def interval_text(value: Estimate | None) -> str:
-    return "" if value is None else f"{value.mean:.3f} ({value.low:.3f} to {value.high:.3f})"
+    if value is None:
+        return ""
+    ends = f"{value.low:.3f} to {value.high:.3f}"
+    return f"{value.mean:.3f} ({ends}, {counted(value.edits, 'edit')})"
 
 
 def number_text(value: float | None) -> str:

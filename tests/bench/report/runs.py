@@ -264,8 +264,9 @@ def write_texts(run: Path, body: dict[str, Any], rng: np.random.Generator, skill
 def small_run(run: Path) -> Path:
     """Numbers to check by hand: data "zsre", methods FT, ROME, MEND and IKE, N = 2 and 1,000.
 
-    FT: two streams of 2 edits. ROME: no portability, did not pass the sanity cell. MEND failed at
-    2. IKE was not run at 2, and has a sanity cell. Nothing was run at 1,000.
+    FT: two streams of 2 edits, each of which adds 1,000 bytes to a state of 500. ROME: no
+    portability, did not pass the sanity cell. MEND failed at 2. IKE was not run at 2, and has a
+    sanity cell. Nothing was run at 1,000.
     """
 
     def scores(
@@ -282,6 +283,8 @@ def small_run(run: Path) -> Path:
         cell_body("zsre", "FT", 2, 1, scores([1, 0], [1, 0.5], [0.5, 0], [0.75, None])),
         cell_body("zsre", "ROME", 2, 0, scores([1, 1], [1, 1], [0.5, 0.5])),
     ]
+    for body in cells[:2]:
+        body |= {"state_bytes": 2500, "state_bytes_per_edit": 1000}
     cells[0]["perplexity"]["after"] = 40.0
     cells[0]["probes_left_out"] = {"locality": 0, "portability": 3}
     cells[1]["probes_left_out"] = {"locality": 0, "portability": 4}

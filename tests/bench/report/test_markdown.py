@@ -9,7 +9,7 @@ import pytest
 
 from easyedit_dafnet.bench.report.markdown import to_markdown
 from easyedit_dafnet.bench.report.summary import Summary, summarise
-from easyedit_dafnet.bench.report.tables import cells_csv, edits_csv, kinds_csv
+from easyedit_dafnet.bench.report.tables import cells_csv, edits_csv, kinds_csv, to_csv
 from tests.bench.report.runs import lifelike_run, small_run
 
 
@@ -31,8 +31,10 @@ def test_the_table_of_scores(summary: Summary) -> None:
         *("method", "N", "score", "reliability", "generality", "locality", "portability"),
     ]
     by_method = {(row[0], row[1]): row[2:] for row in rows}
-    shown = [value.split(" ± ")[0] for value in by_method["FT", "2"]]
+    shown = [value.split(" (")[0] for value in by_method["FT", "2"]]
     assert shown == ["0.56", "0.75", "0.50", "0.50", "0.50", "4", "2"]
+    # Portability is asked of two of the four edits.
+    assert ["n=2" in value for value in by_method["FT", "2"][:5]] == [*[False] * 4, True]
     assert by_method["ROME†", "2"][4] == "–"
     assert by_method["MEND‡", "2"][0] == "failed"
     assert by_method["IKE", "2"][0] == "not run, about 0.01 h"
@@ -42,7 +44,7 @@ def test_the_table_of_scores(summary: Summary) -> None:
 def test_the_table_of_costs(summary: Summary) -> None:
     rows = section(to_markdown(summary), "Cost")
     ft = next(row for row in rows if row[:2] == ["FT", "2"])
-    assert ft[2:] == ["0.500 s", "2.50 GB", "1.00 KB", "20.0 → 60.0", "10 min"]
+    assert ft[2:] == ["0.500 s", "2.50 GB", "500 B", "1.00 KB", "20.0 → 60.0", "10 min"]
 
 
 def test_tables_of_kinds_and_of_capability(tmp_path: Path) -> None:
@@ -56,7 +58,7 @@ def test_tables_of_kinds_and_of_capability(tmp_path: Path) -> None:
     assert header[2:] == ["portability: one-hop", "portability: subject aliasing"]
     assert [row[0].rstrip("†") for row in rows] == ["FT", "ROME"]
     found = summary.of("zsre")[0].kinds["portability"]["one-hop"]["teacher_forced"]
-    assert found is not None and rows[0][2].startswith(f"{found.mean:.2f} ± ")
+    assert found is not None and rows[0][2].startswith(f"{found.mean:.2f} (")
     assert section(text, "Capability")[1] == ["FT", "10", "1", "hellaswag: acc: 0.25"]
 
 
@@ -80,6 +82,8 @@ def test_a_row_a_cell(summary: Summary) -> None:
     assert float(first["reliability_teacher_forced"]) == 1.0
     assert float(first["score_teacher_forced"]) == pytest.approx(3 / (1 + 4 + 1 / 0.75))
     assert first["portability_exact_match"] == "0.125"
+    state = [first[f"{name}_bytes"] for name in ("state", "constant_state")]
+    assert [*state, first["state_bytes_per_edit"]] == ["2500", "500.0", "1000.0"]
     (failed,) = (row for row in rows if row["status"] == "failed")
     assert failed["error"] == "RuntimeError: out of memory | <b>"
     (absent,) = (row for row in rows if row["label"] == "FT" and row["num_edits"] == "1000")
@@ -92,6 +96,30 @@ def test_a_row_an_edit(summary: Summary) -> None:
     assert [row["reliability_teacher_forced"] for row in rows[:4]] == ["1.0", "1.0", "1.0", "0.0"]
     assert [row["position"] for row in rows[:4]] == ["1", "2", "1", "2"]
     assert rows[1]["portability_teacher_forced"] == ""
+
+
+def test_no_text_in_a_table_is_a_formula(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    for path in run.glob("cells/zsre/*/*.json"):
+        body = json.loads(path.read_text())
+        body["edits"] = ["=cmd|' /C calc'!A0", "@SUM(A1)", "-1", "plain"][: len(body["edits"])]
+        if body["error"]:
+            body["error"] = {"type": "", "message": "+1 for this"}
+        path.write_text(json.dumps(body))
+    summary = summarise([run])
+    ids = [row["id"] for row in csv.DictReader(io.StringIO(edits_csv(summary)))]
+    assert set(ids) == {"'=cmd|' /C calc'!A0", "'@SUM(A1)"}
+    errors = [row["error"] for row in csv.DictReader(io.StringIO(cells_csv(summary)))]
+    assert "'+1 for this" in errors
+
+
+def test_numbers_of_a_table_stay_numbers() -> None:
+    signs = ["=a", "+a", "-a", "@a", "\ta", "\ra", "\na", "a=b", ""]
+    text = to_csv(["-x", "y"], [signs, [-1, -0.5, None, 1e-7]])
+    header, *rows = csv.reader(io.StringIO(text, newline=""))
+    assert header == ["'-x", "y"]
+    assert rows[0] == [*(f"'{text}" for text in signs[:7]), "a=b", ""]
+    assert rows[1] == ["-1", "-0.5", "", "1e-07"]
 
 
 def test_a_row_a_kind_of_probe(tmp_path: Path) -> None:

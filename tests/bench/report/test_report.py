@@ -49,7 +49,7 @@ def test_the_scores_are_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     main(["report", str(run)])
     printed = capsys.readouterr().out
     rows = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines()]
-    scored = [" | ".join(row[:3]) for row in rows if len(row) > 3 and "±" in row[2]]
+    scored = [" | ".join(row[:3]) for row in rows if len(row) > 3 and "(" in row[2]]
     assert len(scored) == 2  # the small run has two cells that are done
     table = (run / "report" / "report.md").read_text()
     for row in scored:

@@ -9,7 +9,7 @@ import pytest
 
 from easyedit_dafnet.bench.report.results import Numbers
 from easyedit_dafnet.bench.report.summary import Row, Summary, retention, summarise
-from tests.bench.report.runs import lifelike_run, small_run
+from tests.bench.report.runs import cell_body, lifelike_run, small_run, write_run
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,37 @@ def test_costs(summary: Summary) -> None:
     ft = row(summary, "FT")
     assert ft.seconds_per_edit == pytest.approx(0.5)
     assert ft.peak_memory_bytes == 2.5e9
-    assert ft.state_bytes_per_edit == 1000
+    assert (ft.constant_state_bytes, ft.state_bytes_per_edit) == (500, 1000)
     assert ft.perplexity == pytest.approx((20.0, 60.0))  # the geometric mean of 40 and 90
     assert ft.preparation_seconds == 600
+
+
+def test_state_of_results_that_tell_its_sum_alone(tmp_path: Path) -> None:
+    """As they were written before: what an edit adds is told by another length, or not at all."""
+    scores: dict[str, dict[str, list[float | None]]]
+    scores = {name: {"reliability": [1.0]} for name in ("teacher_forced", "exact_match")}
+    totals = {
+        "LoRA": {1: 480, 10: 480, 100: 480},  # does not grow
+        "DAFNet": {1: 5011, 10: 5110, 100: 6100},
+        "once": {10: 70},
+        "none": {10: 0},
+    }
+    cells = [
+        cell_body("zsre", label, n, 0, scores, state_bytes=total)
+        for label, known in totals.items()
+        for n, total in known.items()
+    ]
+    summary = summarise([write_run(tmp_path, cells)])
+    found = {
+        (row.label, row.num_edits): (row.constant_state_bytes, row.state_bytes_per_edit)
+        for row in summary.rows
+    }
+    assert found == {
+        **{("LoRA", n): (480, 0) for n in (1, 10, 100)},
+        **{("DAFNet", n): (5000, 11) for n in (1, 10, 100)},
+        ("once", 10): (None, None),
+        ("none", 10): (0, 0),
+    }
 
 
 def test_no_portability_is_no_number(summary: Summary) -> None:

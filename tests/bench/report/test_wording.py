@@ -6,6 +6,7 @@ import pytest
 
 from easyedit_dafnet.bench.report.bootstrap import Estimate
 from easyedit_dafnet.bench.report.wording import (
+    FEW,
     bytes_text,
     duration_text,
     hours_text,
@@ -61,7 +62,9 @@ def test_numbers_that_are_none() -> None:
 
 
 def test_scores_and_hours() -> None:
-    assert score_text(Estimate(0.914, 0.86, 0.94)) == "0.91 ± 0.04"
+    assert score_text(Estimate(0.914, 0.86, 0.94, FEW)) == "0.91 ± 0.04"
+    assert score_text(Estimate(1.0, 0.676, 1.0, 8)) == "1.00 (0.68–1.00, n=8)"
+    assert score_text(Estimate(1.0, 0.676, 1.0, 8), beside=8) == "1.00 (0.68–1.00)"
     assert score_text(None) == "–"
     assert [hours_text(h) for h in (None, 0.001, 0.164, 3.21, 47.3)] == [
         "time unknown",
