@@ -1,4 +1,4 @@
-"""What long runs share that are interrupted and go on: signals, and the conditions they ran under."""
+"""What long runs share that may be interrupted: signals, and the conditions they ran under."""
 
 from __future__ import annotations
 
