@@ -14,30 +14,36 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .archive import (
+    ARCHIVE,
+    CONFIG,
+    FORMAT,
+    SETTINGS,
+    WEIGHTS,
+    ArchiveConfig,
+    CheckpointError,
+    check_archive_folder,
+    damaged,
+    digest,
+    read_archive,
+    read_released_config,
+)
 from .dafnet import DAFNet
-from .dafnet_hparams import DAFNetHyperParams, DAFNetTrainingHparams, SettingsError, shipped
-from .files import Kind, replacing_folder, save_tensors, write_text
-from .networks import NetworkSizes
+from .dafnet_hparams import (
+    DAFNetHyperParams,
+    DAFNetTrainingHparams,
+    NetworkSizes,
+    SettingsError,
+    typed,
+)
+from .files import replacing_folder, save_tensors, write_text
 from .signals import EditedModule, find_modules
 
 LOG = logging.getLogger(__name__)
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = "easyedit_dafnet/1"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message says which one and why."""
-
-
-ARCHIVE = Kind(
-    "a DAFNet checkpoint",
-    CONFIG,
-    lambda config: config.get("format") == FORMAT and isinstance(config.get("base_model"), dict),
-)
 
 
 def fingerprint(model: torch.nn.Module, modules: list[EditedModule]) -> dict[str, float]:
@@ -59,73 +65,105 @@ def save_dafnet(
 
     base_model: name, type and fingerprint of the language model. training: settings, seed,
     versions, scores. dtype: of the networks' matrices in the file; statistics are float32.
+    Raises OutputError where the folder holds something else than a DAFNet of that model.
     """
     path = Path(path)
-    config = {
-        "format": FORMAT,
-        "modules": [asdict(m) for m in dafnet.edited],
-        "sizes": asdict(dafnet.sizes),
-        "edit_bias": dafnet.edit_bias,
-        "train_fusion": dafnet.train_fusion,
-        "fusion_order": dafnet.fusion_order,
-        "fusion": dafnet.fusion,
-        "directions": dafnet.directions,
-        "d_answer": dafnet.d_answer,
-        "base_model": dict(base_model),
-        "training": dict(training or {}),
-    }
+    check_archive_folder(path, base_model)
+    with replacing_folder(path, ARCHIVE) as folder:
+        _write_dafnet(dafnet, folder, base_model, training or {}, dtype)
+    return path
+
+
+def _write_dafnet(
+    dafnet: DAFNet,
+    folder: Path,
+    base_model: Mapping[str, Any],
+    training: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in dafnet.state_dict().items()}
     for name, tensor in tensors.items():
         if ".directions_" in name:  # many numbers of which few digits matter
             tensors[name] = tensor.half()
         elif name.startswith("networks.") and tensor.ndim > 1:
             tensors[name] = tensor.to(dtype)
-    with replacing_folder(path, ARCHIVE) as folder:
-        save_tensors(tensors, folder / WEIGHTS)
-        write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
-    return path
+    save_tensors(tensors, folder / WEIGHTS)
+    config = ArchiveConfig(
+        format=FORMAT,
+        modules=[asdict(m) for m in dafnet.edited],
+        sizes=asdict(dafnet.sizes),
+        edit_bias=dafnet.edit_bias,
+        train_fusion=dafnet.train_fusion,
+        fusion_order=dafnet.fusion_order,
+        fusion=dafnet.fusion,
+        directions=dafnet.directions,
+        d_answer=dafnet.d_answer,
+        base_model=dict(base_model),
+        training=dict(training),
+        sha256=digest(folder / WEIGHTS),
+    )
+    write_text(folder / CONFIG, json.dumps(asdict(config), indent=1) + "\n")
 
 
 def load_dafnet(path: str | Path, device: torch.device | str = "cpu") -> DAFNet:
     """Read a checkpoint folder into a DAFNet in evaluation mode, float32, ready to edit with.
 
-    Loaded once per process while the file stays the same. Raises CheckpointError.
+    Loaded once per process while its files stay the same. Raises CheckpointError.
     """
     folder = Path(path)
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            known = sorted(p.name for p in shipped("checkpoints").glob("*/"))
-            raise CheckpointError(
-                f"archive: {str(path)!r} is no DAFNet checkpoint ({name} is not there); train one "
-                f"with DAFNetTrainer, import one, or use a shipped one ({', '.join(known)})."
-            )
-    return _load(folder.resolve(), (folder / WEIGHTS).stat().st_mtime_ns, str(device))
+    try:
+        times = [(folder / name).stat().st_mtime_ns for name in (CONFIG, WEIGHTS)]
+    except OSError:
+        read_archive(path)  # says what is missing
+        raise
+    return _load(folder.resolve(), *times, str(device))
 
 
 @lru_cache(maxsize=2)
-def _load(folder: Path, changed: int, device: str) -> DAFNet:
+def _load(folder: Path, described: int, changed: int, device: str) -> DAFNet:
+    config = read_archive(folder)
     try:
-        config = json.loads((folder / CONFIG).read_text())
-        dafnet = DAFNet(
-            [EditedModule(**m) for m in config["modules"]],
-            NetworkSizes(**config["sizes"]),
-            edit_bias=config["edit_bias"],
-            train_fusion=config["train_fusion"],
-            fusion_order=config["fusion_order"],
-            # Older checkpoints know the mean only.
-            fusion=config.get("fusion", "mean"),
-            directions=config.get("directions", 400),
-            d_answer=config.get("d_answer", 0),
-        )
+        with torch.device("meta"):  # takes no memory, whatever sizes are asked for
+            _check_shapes(_built(config), folder / WEIGHTS)
+        dafnet = _built(config)
         dafnet.load_state_dict(load_file(folder / WEIGHTS))
-    except (KeyError, TypeError, ValueError, SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"archive: {str(folder)!r} is damaged or of another version ({reason}); "
-            "train or import it again."
-        ) from None
-    dafnet.base_model, dafnet.written_at = config["base_model"], changed
+        for name, tensor in dafnet.state_dict().items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} holds numbers that are not finite")
+    except (KeyError, TypeError, ValueError, OverflowError, SafetensorError, RuntimeError) as error:
+        raise damaged(folder, error) from None
+    dafnet.base_model, dafnet.written_at = config.base_model, changed
     return dafnet.to(device).eval().requires_grad_(False)
+
+
+def _built(config: ArchiveConfig) -> DAFNet:
+    """A DAFNet as the archive's, but untrained. Raises ValueError or TypeError."""
+    modules = [EditedModule(**m) for m in config.modules]
+    for module in modules:
+        typed(module)
+        if min(module.d_in, module.d_out) < 1:
+            raise ValueError(f"{module.name} is of shape {module.shape}")
+    return DAFNet(
+        modules,
+        NetworkSizes(**config.sizes),
+        edit_bias=config.edit_bias,
+        train_fusion=config.train_fusion,
+        fusion_order=config.fusion_order,
+        fusion=config.fusion,
+        directions=config.directions,
+        d_answer=config.d_answer,
+    )
+
+
+def _check_shapes(dafnet: DAFNet, weights: Path) -> None:
+    """Raise ValueError for the first tensor that the file lacks, or has in another shape."""
+    with safe_open(weights, "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    expected = {name: tuple(t.shape) for name, t in dafnet.state_dict().items()}
+    for name in expected | found:
+        wanted, has = expected.get(name, "absent"), found.get(name, "absent")
+        if wanted != has:
+            raise ValueError(f"{name} is {has} in {WEIGHTS}, but {wanted} by {CONFIG}")
 
 
 def dafnet_for(
@@ -165,6 +203,12 @@ def dafnet_for(
             raise CheckpointError(
                 f"The {where} was trained for {known.name} of shape {known.shape}, but this "
                 f"model's is {module.shape}; use the model it was trained for."
+            )
+        if module.transposed != known.transposed:
+            raise CheckpointError(
+                f"The {where} was trained for another layout of {known.name} (torch.nn.Linear "
+                "stores its weight transposed, GPT-2's Conv1D does not); use the model it was "
+                "trained for."
             )
         if dafnet.edit_bias and not module.has_bias:
             raise CheckpointError(
@@ -222,7 +266,6 @@ DAMAGED = (
     TypeError,
     AttributeError,
 )
-RELEASED_NORMS = {"EBN": "exact", "BN": "batch", "LN": "layer"}
 
 
 def _released_network(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -254,25 +297,13 @@ def import_released_checkpoint(
 
     checkpoint: their file; config: their YAML; model: folder of the language model.
     Writes into `out` the checkpoint and dafnet.yaml, editing settings that load as they are, and
-    returns the latter's path. Raises CheckpointError or SettingsError.
+    returns the latter's path. Raises CheckpointError, OutputError or SettingsError.
     """
     from transformers import AutoModelForCausalLM
 
     out = Path(out)
-    for path in (checkpoint, config):
-        if not Path(path).is_file():
-            raise CheckpointError(f"There is no file {str(path)!r} to import.")
-    try:
-        theirs = yaml.safe_load(Path(config).read_text())
-        sizes = dict(theirs["aux_model"])
-        names, edit_bias = theirs["edit_modules"], theirs["if_edit_bias"]
-        sizes["norm_layer"] = RELEASED_NORMS[sizes["norm_layer"]]
-        released_sizes = NetworkSizes(**sizes)
-    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{config} is not a configuration of the authors' code ({' '.join(str(error).split())})"
-            "; it needs edit_modules, if_edit_bias and aux_model."
-        ) from None
+    theirs, released_sizes = read_released_config(checkpoint, out, config)
+    names, edit_bias = theirs["edit_modules"], theirs["if_edit_bias"]
     try:
         # The file is a pickle: only tensors and plain containers are let in.
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -282,13 +313,21 @@ def import_released_checkpoint(
         for shape, network in networks.items():
             for name, tensor in _released_network(network).items():
                 state[f"networks.{shape}.{name}"] = tensor
+        for name, tensor in state.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"{name} holds numbers that are not finite")
     except DAMAGED as error:
+        reason = "".join(str(error).splitlines()[:1])  # torch says more than one needs
         raise CheckpointError(
             f"{checkpoint} is not a checkpoint of the authors' code "
-            f"({type(error).__name__}: {str(error).splitlines()[0][:120]})."
+            f"({type(error).__name__}: {reason[:120]})."
         ) from None
 
-    language_model = AutoModelForCausalLM.from_pretrained(model)
+    try:
+        language_model = AutoModelForCausalLM.from_pretrained(model)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = "".join(str(error).splitlines()[:1])[:200]
+        raise CheckpointError(f"The language model {model} cannot be loaded: {reason}") from None
     modules = find_modules(language_model, names)
     if edit_bias and (bare := [m.name for m in modules if not m.has_bias]):
         raise CheckpointError(
@@ -309,7 +348,7 @@ def import_released_checkpoint(
         ) from None
 
     base = describe_base_model(language_model, str(model), modules)
-    save_dafnet(dafnet, out, base, {"imported_from": Path(checkpoint).name})
+    check_archive_folder(out, base)
     settings = {
         "alg_name": "DAFNet",
         "model_name": str(Path(model).resolve()) if Path(model).exists() else str(model),
@@ -322,10 +361,11 @@ def import_released_checkpoint(
         "fusion_order": dafnet.fusion_order,
         "signal_batch_size": theirs.get("gradient_signal_batch_size", 8),
     }
-    target = out / "dafnet.yaml"
-    write_text(target, yaml.safe_dump(settings, sort_keys=False))
-    DAFNetHyperParams.from_hparams(target)
-    return target
+    DAFNetHyperParams(**settings)  # whether they are in order
+    with replacing_folder(out, ARCHIVE) as folder:
+        _write_dafnet(dafnet, folder, base, {"imported_from": Path(checkpoint).name})
+        write_text(folder / SETTINGS, yaml.safe_dump(settings, sort_keys=False))
+    return out / SETTINGS
 
 
 def describe_base_model(model: Any, name: str, modules: list[EditedModule]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ examples:
   easyedit-dafnet train --hparams my-training.yaml --data counterfact-train.json --val val.json
 
   # interrupted, be it by Ctrl-C or a power cut: the same command and --resume goes on, and ends
-  # where an uninterrupted run would have; with more --max-iters a finished run goes on too
+  # where an uninterrupted run would have; with more --max-iters a finished run goes on too, unless
+  # its settings have `lr_schedule: cosine`, whose rates end at max_iters
   easyedit-dafnet train --hparams TRAINING/DAFNet/smollm2-135m --data facts --resume
 """
 IMPORT_EXAMPLES = """\
@@ -84,12 +85,19 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--device", help="instead of the settings' device")
     train.add_argument("--max-iters", type=int, help="steps instead of the settings' max_iters")
     train.add_argument("--seed", type=int, help="instead of the settings' seed")
-    train.add_argument(
+    former = train.add_mutually_exclusive_group()
+    former.add_argument(
         "--resume",
         action="store_true",
         help="go on with the run whose state is in the results folder, as if it had never stopped; "
         "Ctrl-C (or SIGTERM) ends the running step and writes that state, a second Ctrl-C does not "
         "wait: then the last steps, up to the settings' save_interval, are done again",
+    )
+    former.add_argument(
+        "--fresh",
+        action="store_true",
+        help="begin anew where the results folder holds a run of this language model, and replace "
+        "it; without either option such a folder is refused",
     )
     train.set_defaults(run=run_train)
 
@@ -142,10 +150,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_train(args: argparse.Namespace) -> None:
+    from .archive import read_archive
     from .dafnet_hparams import DAFNetTrainingHparams
     from .edit_requests import RequestError, hold_out
     from .record_files import read_records
-    from .trainer import DAFNetTrainer
+    from .training_folder import TrainingFolder
 
     config = DAFNetTrainingHparams.from_hparams(args.hparams)
     for name in ("device", "max_iters", "seed"):
@@ -177,12 +186,20 @@ def run_train(args: argparse.Namespace) -> None:
                 raise RequestError(f"{name} has one record; give more, or name some with --val.")
             held, sets[name] = hold_out(records, config.seed)
             validation += held
+    if config.archive:
+        read_archive(config.archive)
+    TrainingFolder.of(config).check(args.resume, args.fresh)
+    from .trainer import DAFNetTrainer  # here: importing torch and transformers takes seconds
+
     trainer = DAFNetTrainer(config=config, train_set=sets, val_set=validation)
-    trainer.run(resume=args.resume)
+    trainer.run(resume=args.resume, fresh=args.fresh)
     print(f"The trained DAFNet is in {trainer.save_path}; name it as `archive` to edit with it.")
 
 
 def run_import(args: argparse.Namespace) -> None:
+    from .archive import read_released_config
+
+    read_released_config(args.checkpoint, args.out, args.config)  # before torch is imported
     from .checkpoint import import_released_checkpoint
 
     path = import_released_checkpoint(
@@ -193,7 +210,13 @@ def run_import(args: argparse.Namespace) -> None:
 
 def run_bench(args: argparse.Namespace) -> int:
     check_extra("bench", "filelock", "rich")
-    from .bench.command import run
+    from .bench.cells import RUN, RunFolder
+    from .bench.suite import Run
+    from .files import check_folder
+
+    Run.load(RunFolder(args.out))
+    check_folder(args.out, RUN, in_place=True)
+    from .bench.command import run  # here: importing torch and transformers takes seconds
 
     return run(args)
 
@@ -202,9 +225,11 @@ def run_report(args: argparse.Namespace) -> None:
     check_extra("report", "filelock", "jinja2", "rich", "markupsafe")
     from rich.console import Console
 
-    from .bench.report import publish, write_report
+    from .bench.report import check_publish, publish, write_report
     from .bench.report.terminal import terminal_tables
 
+    if args.publish:
+        check_publish(args.runs[0], args.publish)
     files, summary = write_report(args.runs, args.out or args.runs[0] / "report", args.edits)
     for problem in summary.problems:
         print(f"easyedit-dafnet: {problem}", file=sys.stderr)

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .dafnet_hparams import NetworkSizes
 from .least_squares import LeastSquares, gains
-from .networks import AuxiliaryNetwork, NetworkSizes, PastEdits
+from .networks import AuxiliaryNetwork, PastEdits
 from .signals import EditedModule, EditSignals
 
 FusionOrder = Literal["paper", "released"]

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
-import torch
-import yaml
+from .files import DamagedFile, read_yaml
 
-from .networks import NetworkSizes
+if TYPE_CHECKING:
+    import torch
 
 S = TypeVar("S", bound="_Settings")
 
 
 class SettingsError(ValueError):
     """A settings file that cannot be used; the message says where and what to write instead."""
+
+
+@dataclass(frozen=True)
+class NetworkSizes:
+    """Widths of an auxiliary network; the defaults are the published ones."""
+
+    layer_n: int = 2
+    inner_att_dim: int = 1024
+    ffn_dim: int = 1536
+    outer_att_dim: int = 1024  # per head
+    outer_att_head_n: int = 2
+    outer_score_att_dim: int = 256  # per head
+    outer_score_att_head_n: int = 2
+    norm_layer: Literal["exact", "batch", "layer", "module"] = "exact"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -56,10 +71,9 @@ def settings_file(name_or_path: str | Path, folder: str = "") -> Path:
 def read_settings(path: Path) -> dict[str, Any]:
     """What a settings file holds. Raises SettingsError."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise SettingsError(f"{path} is not valid YAML: {reason}") from None
+        content = read_yaml(path)
+    except DamagedFile as error:
+        raise SettingsError(str(error)) from None
     if not isinstance(content, dict):
         raise SettingsError(f"{path} must hold settings as `name: value` lines.")
     return content
@@ -96,11 +110,14 @@ def _typed(value: Any, kind: Any) -> Any:
     elif origin is list:
         if isinstance(value, list):
             return [_typed(v, args[0]) for v in value]
+    elif origin is dict:
+        if isinstance(value, dict):
+            return {_typed(k, args[0]): _typed(v, args[1]) for k, v in value.items()}
     elif kind is float:
         if isinstance(value, int | float | str) and not isinstance(value, bool):
             try:
                 return float(value)
-            except ValueError:
+            except (ValueError, OverflowError):
                 pass
     elif kind is type(None):
         if value is None:
@@ -118,6 +135,8 @@ def _wording(kind: Any) -> str:
         return " or ".join(_wording(a) for a in args)
     if typing.get_origin(kind) is list:
         return f"a list of {_wording(args[0])}"
+    if typing.get_origin(kind) is dict:
+        return "an object"
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
     return names.get(kind, "null")
 
@@ -164,6 +183,9 @@ class _Settings:
     NAME_KEY: ClassVar[str]
     NAME: ClassVar[str]
     FOLDER: ClassVar[str]
+    # What messages call such settings, and a shipped file of them.
+    WHAT: ClassVar[str]
+    EXAMPLE: ClassVar[str]
 
     def __post_init__(self) -> None:
         for name, value in typed(self).items():
@@ -181,16 +203,7 @@ class _Settings:
             raise SettingsError(
                 f"Setting 'inner_params' names {min(twice)!r} twice; once is enough."
             )
-        for name in POSITIVE & {f.name for f in fields(self)}:
-            if getattr(self, name) <= 0:
-                raise SettingsError(
-                    f"Setting {name!r} is {getattr(self, name)}; it must be above zero."
-                )
-        for name in NOT_NEGATIVE & {f.name for f in fields(self)}:
-            if getattr(self, name) < 0:
-                raise SettingsError(
-                    f"Setting {name!r} is {getattr(self, name)}; it must be zero or above."
-                )
+        check_sizes(self)
         if self.fusion == "least_squares" and self.edit_bias:
             raise SettingsError(
                 "Setting 'edit_bias' is true, but least squares edits weights only; set it to "
@@ -206,6 +219,8 @@ class _Settings:
     @property
     def torch_device(self) -> torch.device:
         """The device of this run, checked to be there."""
+        import torch  # here, so that wrong settings are refused at once
+
         name = str(self.device)
         try:
             device = torch.device(f"cuda:{name}" if name.isdigit() else name)
@@ -236,6 +251,8 @@ class _Settings:
         path = settings_file(hparams_name_or_path, cls.FOLDER)
         content = read_settings(path)
         known = {f.name: f for f in fields(cls)}
+        if what := _other_kind(content, cls):
+            raise SettingsError(f"{path}: these are {what}.")
         for key in content:
             if key not in known:
                 raise SettingsError(f"{path}: unknown setting {key!r}; {nearest(str(key), known)}")
@@ -269,51 +286,100 @@ class _Settings:
                 self.tokenizer_name = self.model_name
 
 
-POSITIVE = {
+# Numbers and their limits. What is not named here is from zero to MOST.
+MOST = 1e9
+ABOVE_ZERO = {
     "batch_size",
-    "max_length",
-    "layer_n",
-    "inner_att_dim",
+    "directions",
     "ffn_dim",
+    "grad_clip",
+    "inner_att_dim",
+    "layer_n",
+    "log_interval",
+    "loss_batch_size",
+    "loss_sample_max_count",
+    "lr",
+    "lr_lr",
+    "margin",
+    "margin_facts",
+    "max_iters",
+    "max_length",
     "outer_att_dim",
     "outer_att_head_n",
     "outer_score_att_dim",
     "outer_score_att_head_n",
-    "signal_batch_size",
-    "lr",
-    "lr_lr",
-    "grad_clip",
-    "max_iters",
-    "loss_batch_size",
-    "loss_sample_max_count",
-    "seq_len_start",
-    "seq_len_max",
-    "seq_len_patience",
-    "log_interval",
-    "val_interval",
-    "val_edits",
     "passage_max_tokens",
-    "save_interval",
-    "directions",
-    "text_weight",
-    "text_tokens",
-    "value_rate",
     "protection",
     "rehearsal_rate",
     "rehearsal_steps",
-    "margin",
-    "margin_facts",
+    "save_interval",
+    "seq_len_max",
+    "seq_len_patience",
+    "seq_len_start",
+    "signal_batch_size",
+    "text_tokens",
+    "text_weight",
+    "val_edits",
+    "val_interval",
+    "val_seq_lens",
+    "value_rate",
 }
-NOT_NEGATIVE = {
-    "cache_gb",
-    "lr_warmup",
-    "norm_warmup_edits",
-    "val_patience",
-    "margin_decay",
-    "rehearsed",
-    "value_steps",
-    "value_weight",
+LIMITS: dict[str, tuple[float, float]] = {
+    "device": (-MOST, MOST),  # `torch_device` knows which there are
+    "edit_lr": (-1e3, 1e3),  # a step size, which may descend
+    "ema_loss": (0, 1),
+    "lr": (0, 1e3),
+    "lr_lr": (0, 1e3),
+    "margin": (0, 1e3),  # a multiple of values that are right as they are
+    "margin_decay": (0, 1e3),
+    "rehearsal_rate": (0, 1e3),
+    "seed": (-(2**63), 2**63 - 1),
+    "seq_len_growth": (0, 1e3),
+    "value_rate": (0, 1e3),
 }
+
+
+def check_sizes(settings: Any) -> None:
+    """Raise SettingsError for a number of a dataclass that is not finite or beyond its limits."""
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and not isinstance(number, bool):
+                _check_size(f.name, number)
+
+
+def _check_size(name: str, number: float) -> None:
+    least, most = LIMITS.get(name, (0, MOST))
+    if number != number or abs(number) == math.inf:
+        must = "a finite number"
+    elif name in ABOVE_ZERO and number <= 0:
+        must = "above zero"
+    elif number < least:
+        must = "zero or above" if least == 0 else f"at least {least:g}"
+    elif number > most:
+        must = f"at most {most:g}"
+    else:
+        return
+    raise SettingsError(f"Setting {name!r} is {number}; it must be {must}.")
+
+
+def _other_kind(content: Mapping[Any, Any], wanted: type[_Settings]) -> str | None:
+    """What the settings are where they are others than wanted; None where that cannot be told."""
+    kinds: tuple[type[_Settings], ...] = (DAFNetHyperParams, DAFNetTrainingHparams)
+    (other,) = (kind for kind in kinds if kind is not wanted)
+    if wanted.NAME_KEY in content:
+        name = content[wanted.NAME_KEY]
+        same = isinstance(name, str) and name.casefold() == wanted.NAME.casefold()
+        return None if same else f"settings of {name!r} ({wanted.NAME_KEY}), not of DAFNet"
+    known, others = ({f.name for f in fields(kind)} for kind in (wanted, other))
+    strange = {key for key in content if key not in known}
+    if other.NAME_KEY in content:
+        name = content[other.NAME_KEY]
+        if not isinstance(name, str) or name.casefold() != other.NAME.casefold():
+            return f"settings of {name!r} ({other.NAME_KEY}), not of DAFNet"
+    elif not strange or not strange <= others:
+        return None
+    return f"{other.WHAT}; {wanted.WHAT} are needed here, such as {wanted.EXAMPLE}"
 
 
 # Settings that only fusion by least squares reads.
@@ -367,6 +433,8 @@ class DAFNetHyperParams(_Settings):
     NAME_KEY: ClassVar[str] = "alg_name"
     NAME: ClassVar[str] = "DAFNet"
     FOLDER: ClassVar[str] = "DAFNet"
+    WHAT: ClassVar[str] = "editing settings (`edit` takes them)"
+    EXAMPLE: ClassVar[str] = "DAFNet/smollm2-135m-strong"
 
 
 @dataclass(kw_only=True)
@@ -437,6 +505,13 @@ class DAFNetTrainingHparams(_Settings):
     no_grad_layers: int | None = None
     half: bool = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.val_seq_lens:
+            raise SettingsError("Setting 'val_seq_lens' is empty; name a length, such as [1].")
+
     NAME_KEY: ClassVar[str] = "alg"
     NAME: ClassVar[str] = "DAFNET"
     FOLDER: ClassVar[str] = "TRAINING/DAFNet"
+    WHAT: ClassVar[str] = "training settings (`train` takes them)"
+    EXAMPLE: ClassVar[str] = "TRAINING/DAFNet/smollm2-135m-strong"

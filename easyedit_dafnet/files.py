@@ -7,7 +7,7 @@ Every output goes through here, so that each is looked at in the same way before
         ...                                # the folder appears when the block ends well
 
 `mark_folder` is for a folder that is filled little by little, `check_file` with `write_text` or
-`save_tensors` for a single file.
+`save_tensors` for a single file, `check_room` for files in a folder that may hold others.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,12 +45,12 @@ class Kind:
     """A kind of folder that this package writes, and may therefore write again.
 
     name: what messages call it. file: the file in it whose JSON object tells, by `is_ours`, that it
-    is one; a folder in the making has a mark instead.
+    is one; a folder in the making, and one that has no such file, has a mark instead.
     """
 
     name: str
-    file: str
-    is_ours: Callable[[Mapping[str, Any]], bool]
+    file: str = MARK
+    is_ours: Callable[[Mapping[str, Any]], bool] = lambda content: False
 
     def is_of(self, folder: Path) -> bool:
         """Whether the folder is one of this kind. A file of that name alone does not say so."""
@@ -63,7 +65,7 @@ class Kind:
 # -- Before work begins ----------------------------------------------------------------------------
 
 
-def check_folder(path: str | Path, *kinds: Kind, size: int = 0) -> None:
+def check_folder(path: str | Path, *kinds: Kind, size: int = 0, in_place: bool = False) -> None:
     """Look whether a folder may be put there, and can be: call it before long work.
 
     Nothing is changed. `replacing_folder` then writes; it looks again.
@@ -72,6 +74,7 @@ def check_folder(path: str | Path, *kinds: Kind, size: int = 0) -> None:
         path: The folder to be. Nothing may be there but an empty folder, or one of the `kinds`.
         kinds: What may be replaced.
         size: Bytes that will be written.
+        in_place: Files are to be written into a folder that is there, instead of its replacement.
 
     Raises:
         OutputError: something else is there, or nothing can be written.
@@ -81,35 +84,51 @@ def check_folder(path: str | Path, *kinds: Kind, size: int = 0) -> None:
         _check_place(path)
         if path.exists() and not path.is_dir():
             raise OutputError(f"{path} is a file; name a folder.")
-        _check_owner(path, kinds)
-        if os.path.ismount(path):
-            raise OutputError(f"{path} is where a disk is mounted; name a new folder in it.")
-        if path.is_dir():  # it is moved away, into another folder
-            _try(path.resolve().parent, size)
+        names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+        if names and not any(kind.is_of(path) for kind in kinds):
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            is_not = f" and is not {' or '.join(kind.name for kind in kinds)}" if kinds else ""
+            raise OutputError(
+                f"{path} is not empty (it holds {', '.join(names[:SHOWN])}{more}){is_not}; choose "
+                "a new folder, so that nothing is lost."
+            )
+        if path.is_dir() and not in_place:
+            if os.path.ismount(path):
+                raise OutputError(f"{path} is where a disk is mounted; name a new folder in it.")
+            _try(path.resolve().parent, size)  # it is moved away, into another folder
         _try(path, size)
 
 
-def mark_folder(path: str | Path, kind: Kind, *others: Kind, size: int = 0) -> None:
-    """Look at a folder that is filled little by little, make it, and mark it as one of the kind.
+def mark_folder(path: str | Path, kind: Kind, *others: Kind) -> None:
+    """Make a folder that is to be filled little by little, marked as one of the kind.
 
     Args:
         path: The folder. Nothing may be there but an empty folder, or one of the kinds.
         kind: What it will be: the mark tells a later call that it may go on there.
         others: What else it may be, without being marked anew.
-        size: Bytes that will be written.
 
     Raises:
         OutputError: something else is there, or nothing can be written.
     """
-    path = Path(path)
-    with _one_sentence(path):
-        _check_place(path)
-        if path.exists() and not path.is_dir():
-            raise OutputError(f"{path} is a file; name a folder.")
-        _check_owner(path, (kind, *others))
-        _try(path, size)
-        if not any(k.is_of(path) for k in (kind, *others)):
-            write_text(path / MARK, json.dumps({"kind": kind.name}) + "\n")
+    check_folder(path, kind, *others, in_place=True)
+    if not any(k.is_of(Path(path)) for k in (kind, *others)):
+        write_text(Path(path) / MARK, json.dumps({"kind": kind.name}) + "\n")
+
+
+def check_room(folder: str | Path, size: int = 0) -> None:
+    """Look whether files can be written into a folder, whatever is in it; nothing is changed.
+
+    Args:
+        folder: It need not be there.
+        size: Bytes that will be written.
+
+    Raises:
+        OutputError: nothing can be written, or not so much.
+    """
+    folder = Path(folder)
+    with _one_sentence(folder):
+        _check_place(folder / "file")
+        _try(folder, size)
 
 
 def check_file(path: str | Path, size: int = 0) -> None:
@@ -148,17 +167,6 @@ def _check_place(path: Path) -> None:
             )
         if place != path and place.exists() and not place.is_dir():
             raise OutputError(f"{place} is a file, so nothing can be written to {path}.")
-
-
-def _check_owner(path: Path, kinds: tuple[Kind, ...]) -> None:
-    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    if names and not any(kind.is_of(path) for kind in kinds):
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        is_not = f" and is not {' or '.join(kind.name for kind in kinds)}" if kinds else ""
-        raise OutputError(
-            f"{path} is not empty (it holds {', '.join(names[:SHOWN])}{more}){is_not}; choose a "
-            "new folder, so that nothing is lost."
-        )
 
 
 def _try(folder: Path, size: int) -> None:
@@ -202,11 +210,7 @@ def replacing_folder(path: str | Path, *kinds: Kind) -> Iterator[Path]:
         fresh, old = Path(scratch) / "new", Path(scratch) / "old"
         fresh.mkdir()
         yield fresh
-        mode = _usual_mode(fresh / ".mode")
-        (fresh / ".mode").unlink()
-        for file in fresh.rglob("*"):
-            if file.is_file():
-                file.chmod(mode)
+        give_usual_modes(fresh)
         if path.exists():
             written = {entry.name for entry in fresh.iterdir()}
             shutil.copytree(
@@ -269,10 +273,20 @@ def save_tensors(
                 os.fsync(opened.fileno())
             file.replace(path)
         except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise OutputError(f"{path} cannot be written ({reason}); make room for it.") from None
+            raise OutputError(
+                f"{path} cannot be written ({reason_of(error)}); make room for it."
+            ) from None
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def give_usual_modes(folder: Path) -> None:
+    """Give all files of a folder the mode that the umask gives: safetensors makes them private."""
+    mode = _usual_mode(folder / ".mode")
+    (folder / ".mode").unlink()
+    for file in folder.rglob("*"):
+        if file.is_file() and not file.is_symlink():
+            file.chmod(mode)
 
 
 def _usual_mode(new: Path) -> int:
@@ -310,19 +324,67 @@ def read_object(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is no such file.
         DamagedFile: it holds something else; the message names it.
     """
-    content = path.read_bytes()
-    if not content.strip():
-        raise DamagedFile(f"{path} is empty.")
-    if content.startswith(b"version https://git-lfs"):
-        raise DamagedFile(
-            f"{path} is a pointer of Git LFS, not the file; fetch it with `git lfs pull`."
-        )
+    check_content(path)
     try:
-        value = json.loads(content.decode("utf-8-sig"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except RecursionError:
         raise DamagedFile(f"{path} is damaged: it is nested too deeply.") from None
     except ValueError as error:
-        raise DamagedFile(f"{path} is damaged: it is not JSON ({error}).") from None
+        raise DamagedFile(f"{path} is damaged: it is not JSON ({reason_of(error)}).") from None
     if not isinstance(value, dict):
         raise DamagedFile(f"{path} is damaged: it holds no JSON object.")
     return value
+
+
+def reason_of(error: Exception) -> str:
+    """What an error says, in one line for a message's brackets; never nothing."""
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    return " ".join(str(error).split()).removesuffix(".")[:300] or type(error).__name__
+
+
+def check_content(path: Path) -> None:
+    """Raise DamagedFile for a file that is empty, or only stands for one (Git LFS)."""
+    with path.open("rb") as file:
+        start = file.read(200)
+    if not start:
+        raise DamagedFile(f"{path} is empty.")
+    if start.startswith(b"version https://git-lfs"):
+        raise DamagedFile(
+            f"{path} is a pointer of Git LFS, not the file; fetch it with `git lfs pull`."
+        )
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file holds: plain values, lists and mappings.
+
+    Raises:
+        OSError: it cannot be read.
+        DamagedFile: it is not UTF-8 or not YAML, or names a key twice; the message names it.
+    """
+    content = path.read_bytes()
+    try:
+        return yaml.load(content.decode("utf-8-sig"), Loader=_UniqueKeys)
+    except UnicodeDecodeError as error:
+        raise DamagedFile(
+            f"{path} is not UTF-8 (byte {error.start}); save it with that encoding."
+        ) from None
+    except RecursionError:
+        raise DamagedFile(f"{path} is not valid YAML: it is nested too deeply.") from None
+    except (yaml.YAMLError, ValueError) as error:  # of a date that there is not, say
+        raise DamagedFile(f"{path} is not valid YAML: {reason_of(error)}.") from None
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML's own loader lets the last one of two equal keys win."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        if isinstance(node, yaml.MappingNode):
+            seen: set[tuple[str, str]] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                    if (key.tag, key.value) in seen:
+                        line = key.start_mark.line + 1
+                        raise DamagedFile(f"the key {key.value!r} of line {line} is there twice")
+                    seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)

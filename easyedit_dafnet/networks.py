@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .dafnet_hparams import NetworkSizes
 
 
 class ExactNorm(nn.Module):
@@ -108,20 +110,6 @@ NORMS = {"exact": ExactNorm, "batch": MomentumNorm, "layer": nn.LayerNorm}
 
 # Numbers of lower precision that are widened to float32 at once: 2 MB, to stay in the cache.
 WIDENED_AT_ONCE = 2**19
-
-
-@dataclass(frozen=True)
-class NetworkSizes:
-    """Widths of an auxiliary network; the defaults are the published ones."""
-
-    layer_n: int = 2
-    inner_att_dim: int = 1024
-    ffn_dim: int = 1536
-    outer_att_dim: int = 1024  # per head
-    outer_att_head_n: int = 2
-    outer_score_att_dim: int = 256  # per head
-    outer_score_att_head_n: int = 2
-    norm_layer: Literal["exact", "batch", "layer", "module"] = "exact"
 
 
 @dataclass(frozen=True)

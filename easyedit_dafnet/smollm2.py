@@ -27,6 +27,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .files import give_usual_modes
+
 if TYPE_CHECKING:
     import numpy as np
     from gguf import GGUFReader
@@ -215,6 +217,7 @@ def _convert(gguf_file: Path, out: Path) -> None:
     _write_configs(reader, out)
     _write_tokenizer(reader, out)
     save_file(_state_dict(reader), out / "model.safetensors", metadata={"format": "pt"})
+    give_usual_modes(out)
     found = weights_digest(out)
     if found != WEIGHTS_SHA256:
         raise RuntimeError(

@@ -30,6 +30,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from tqdm import tqdm
 
 from . import __version__
+from .archive import check_archive_folder
 from .checkpoint import dafnet_for, describe_base_model, save_dafnet
 from .dafnet import DAFNet
 from .dafnet_hparams import DAFNetTrainingHparams, SettingsError
@@ -44,7 +45,8 @@ from .scoring import sequence_scores
 from .second_moments import pieces_of, sums_of_inputs
 from .signals import find_modules
 from .text import moment_passages
-from .training_state import restore_state, save_state, warn_of_unfinished
+from .training_folder import TrainingFolder
+from .training_state import restore_state, save_state
 from .unedited import Cache, Prepared, Unedited, joined_signals
 
 LOG = logging.getLogger(__name__)
@@ -199,10 +201,9 @@ class DAFNetTrainer:
             growth=config.seq_len_growth,
             rate=config.ema_loss,
         )
-        name = Path(config.model_name).name
-        self.save_path = Path(config.results_dir) / "models" / "DAFNet" / name
-        self.log_path = Path(config.results_dir) / "logs" / "DAFNet" / f"{name}.jsonl"
-        self.state_path = Path(config.results_dir) / "training" / "DAFNet" / name
+        self.folder = TrainingFolder.of(config)
+        self.save_path, self.log_path = self.folder.archive, self.folder.log
+        self.state_path = self.folder.state
         self.step, self.best = 0, {"score": -1.0}
         self.validated, self.waited = 0, 0  # step of the last validation; those since the best one
 
@@ -410,9 +411,13 @@ class DAFNetTrainer:
         scores["score"] = fmean(scores[f"score@{n}"] for n in self.config.val_seq_lens)
         return scores
 
+    @property
+    def base_model(self) -> dict[str, Any]:
+        """What the checkpoint says of the language model."""
+        return describe_base_model(self.model, self.folder.model, self.modules)
+
     def save(self, scores: Mapping[str, float]) -> None:
         """Write the checkpoint with all that is needed to know where it comes from."""
-        name = Path(self.config.model_name).name
         settings = asdict(self.config)
         for place in ("model_name", "tokenizer_name", "archive", "results_dir"):
             del settings[place]  # folders of this machine
@@ -421,7 +426,7 @@ class DAFNetTrainer:
         save_dafnet(
             self.dafnet,
             self.save_path,
-            describe_base_model(self.model, name, self.modules),
+            self.base_model,
             {
                 "settings": settings,
                 "step": self.step,
@@ -438,21 +443,27 @@ class DAFNetTrainer:
             getattr(torch, self.config.archive_dtype),
         )
 
-    def run(self, resume: bool = False) -> dict[str, float]:
+    def run(self, resume: bool = False, fresh: bool = False) -> dict[str, float]:
         """Train for `max_iters` steps. Returns the scores of the checkpoint that was kept.
 
         The state of the run is in `state_path`, as of the last `save_interval` or, after SIGINT
         or SIGTERM, of the step that was then running; Interrupted, a KeyboardInterrupt,
         is raised with it. resume: go on from there with the same settings and data; on a CPU the
         losses and weights are, bit for bit, those of a run that was never interrupted. `max_iters`
-        may be raised, so that a finished run goes on.
-        Raises CheckpointError or SettingsError when there is nothing that can be resumed.
+        may be raised, so that a finished run goes on, unless the rates fall to its end (cosine).
+        fresh: begin anew where there is a run, which is replaced; without either there must be
+        none. The network of another language model is never replaced.
+        Raises CheckpointError, OutputError or SettingsError, before anything is changed, when
+        there is nothing that can be resumed, or something that would be lost.
         """
         config, self.started = self.config, time.perf_counter()
+        # Networks and their two moments in the state.
+        size = 3 * sum(4 * p.numel() for p in self.dafnet.parameters())
+        self.folder.check(resume, fresh, size)
+        check_archive_folder(self.save_path, self.base_model)
         if resume:
             log_size = restore_state(self)
         else:
-            warn_of_unfinished(self.state_path)
             self.prepare()
             log_size = 0
             save_state(self, log_size)

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,20 +21,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .checkpoint import CheckpointError, fingerprint
+from .archive import CheckpointError
+from .checkpoint import fingerprint
 from .dafnet_hparams import SettingsError
 from .files import OutputError, save_tensors
 from .language_model import Text
 from .losses import TEXT_FIELDS
 from .resuming import changed, conditions
+from .training_folder import FORMAT, STATE, TrainingState, damaged_state, read_state
 
 if TYPE_CHECKING:
     from .trainer import DAFNetTrainer
 
 LOG = logging.getLogger(__name__)
-STATE = "state.safetensors"
-FORMAT = "easyedit_dafnet training/1"
-
 # Settings that a resumed run may change: they decide when it ends and what is told of it...
 FREE = {
     "archive_dtype",
@@ -52,37 +51,6 @@ FREE = {
 ROUNDING = {"device", "loss_batch_size", "model_parallel"}
 # Files and folders, which may have moved: compared by their last name.
 PLACES = {"archive", "model_name", "passages", "text", "tokenizer_name"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingState:
-    """All of a state but its tensors.
-
-    step: steps done. seconds: time spent. log_size: bytes of the log up to this step.
-    best, validated, waited: scores of the kept checkpoint, step of the last validation, and
-    validations since the best one. settings, data, model,
-    host: what the run is and where it ran, to be compared before it goes on. groups: see Unedited.
-    """
-
-    step: int
-    seconds: float
-    log_size: int
-    best: dict[str, float]
-    validated: int
-    waited: int
-    curriculum: dict[str, Any]
-    warmup: dict[str, Any]
-    random: list[Any]
-    groups: list[list[int]]
-    settings: dict[str, Any]
-    data: dict[str, str]
-    model: dict[str, float]
-    host: dict[str, Any]
-
-    @property
-    def finished(self) -> bool:
-        patience = self.settings["val_patience"]
-        return self.step >= self.settings["max_iters"] or 0 < patience <= self.waited
 
 
 def save_state(trainer: DAFNetTrainer, log_size: int) -> None:
@@ -106,10 +74,9 @@ def save_state(trainer: DAFNetTrainer, log_size: int) -> None:
     )
     folder = trainer.state_path
     tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(trainer).items()}
+    metadata = {"format": FORMAT, "state": json.dumps(asdict(state)), "sha256": _digest(tensors)}
     try:
-        save_tensors(
-            tensors, folder / STATE, {"format": FORMAT, "state": json.dumps(asdict(state))}
-        )
+        save_tensors(tensors, folder / STATE, metadata)
     except OutputError as error:
         raise CheckpointError(
             f"The training state cannot be saved: {error} Then resume from the former state."
@@ -128,6 +95,15 @@ def _tensors(trainer: DAFNetTrainer) -> dict[str, Tensor]:
     if trainer.dafnet.device.type == "cuda":
         tensors["generator.cuda"] = torch.cuda.get_rng_state(trainer.dafnet.device)
     return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of the numbers."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _identity(trainer: DAFNetTrainer) -> dict[str, dict[str, Any]]:
@@ -149,35 +125,6 @@ def _data(records: Sequence[Mapping[str, Any]]) -> str:
     return f"{len(records)} records, SHA-256 {digest.hexdigest()[:16]}"
 
 
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-
-
-def read_state(folder: Path) -> TrainingState:
-    """The state in a folder. Raises CheckpointError when there is none or it is damaged."""
-    path = folder / STATE
-    if not path.is_file():
-        raise CheckpointError(
-            f"There is nothing to resume in {folder}; start a new run, or name the results folder "
-            "and the language model of the interrupted one."
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        if metadata["format"] != FORMAT:
-            raise ValueError(f"its format is {metadata['format']!r}, not {FORMAT!r}")
-        return TrainingState(**json.loads(metadata["state"]))
-    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
-        raise _damaged(folder, error) from None
-
-
-def _damaged(folder: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"The training state in {folder} is damaged or of another version ({_reason(error)}); "
-        "start a new run."
-    )
-
-
 def restore_state(trainer: DAFNetTrainer) -> int:
     """Bring the trainer to the state in its `state_path`. Returns the log's size in bytes then.
 
@@ -191,6 +138,10 @@ def restore_state(trainer: DAFNetTrainer) -> int:
     try:
         # Copied: what is read may be mapped from the file, which is soon replaced.
         tensors = {name: t.clone() for name, t in load_file(folder / STATE).items()}
+        with safe_open(folder / STATE, "pt") as file:
+            expected = file.metadata().get("sha256")  # older states have none
+        if expected is not None and expected != _digest(tensors):
+            raise ValueError("its numbers are not those that were written")
 
         def part(prefix: str) -> dict[str, Tensor]:
             prefix += "."
@@ -220,10 +171,10 @@ def restore_state(trainer: DAFNetTrainer) -> int:
         if trainer.dafnet.device.type == "cuda" and "generator.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["generator.cuda"], trainer.dafnet.device)
         trainer.curriculum = replace(trainer.curriculum, **state.curriculum)
+        for numbers in state.groups:
+            trainer.unedited.join(numbers)
     except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise _damaged(folder, error) from None
-    for numbers in state.groups:
-        trainer.unedited.join(numbers)
+        raise damaged_state(folder, error) from None
     trainer.step, trainer.best = state.step, state.best
     trainer.validated, trainer.waited = state.validated, state.waited
     trainer.started = time.perf_counter() - state.seconds
@@ -244,14 +195,20 @@ def _check_same_run(state: TrainingState, now: Mapping[str, Any], folder: Path) 
             continue
         same = last_name if name in PLACES else lambda v: v
         if same(value) != same(state.settings[name]):
+            if name == "max_iters":
+                raise SettingsError(
+                    f"Setting 'max_iters' is {value}, but the run in {folder} was started with "
+                    f"{state.settings[name]}, where its learning rates end (`lr_schedule: cosine`),"
+                    " so it cannot be made longer; resume with that, or begin anew (--fresh)."
+                )
             raise SettingsError(
                 f"Setting {name!r} is {value!r}, but the run in {folder} was started with "
-                f"{state.settings[name]!r}; resume with that, or start a new run."
+                f"{state.settings[name]!r}; resume with that, or begin anew (--fresh)."
             )
     if now["settings"]["max_iters"] < state.step:
         raise SettingsError(
             f"Setting 'max_iters' is {now['settings']['max_iters']}, but the run in {folder} has "
-            f"done {state.step} steps; resume with more, or start a new run."
+            f"done {state.step} steps; resume with more, or begin anew (--fresh)."
         )
     for name in now["data"] | state.data:
         before, after = (data.get(name, "absent") for data in (state.data, now["data"]))
@@ -259,7 +216,7 @@ def _check_same_run(state: TrainingState, now: Mapping[str, Any], folder: Path) 
             raise CheckpointError(
                 f"{name} is not the one that the run in {folder} was started with (it was "
                 f"{before}, now it is {after}); resume with the same records in the same order, "
-                "or start a new run."
+                "or begin anew (--fresh)."
             )
     for name, norm in now["model"].items():
         if not math.isclose(norm, state.model.get(name, math.nan), rel_tol=1e-4):
@@ -278,23 +235,4 @@ def _warn_of_rounding(state: TrainingState, now: Mapping[str, Any]) -> None:
             "The run goes on under other conditions than before (%s), so it may differ in rounding "
             "from one that was never interrupted.",
             ", ".join(others),
-        )
-
-
-def warn_of_unfinished(folder: Path) -> None:
-    """Say that a new run is about to replace an unfinished one."""
-    if not (folder / STATE).is_file():
-        return
-    try:
-        state = read_state(folder)
-    except CheckpointError:
-        LOG.warning("The unreadable training state in %s will be replaced.", folder)
-        return
-    if not state.finished:
-        LOG.warning(
-            "The unfinished run in %s (step %d of %d) will be replaced by this new one; resuming "
-            "would have gone on with it.",
-            folder,
-            state.step,
-            state.settings["max_iters"],
         )

@@ -10,9 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyedit_dafnet.checkpoint import describe_base_model, save_dafnet
 from easyedit_dafnet.dafnet import DAFNet, Fusion
-from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams
+from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams, NetworkSizes
 from easyedit_dafnet.language_model import answer_width
-from easyedit_dafnet.networks import NetworkSizes
 from easyedit_dafnet.records import encode_requests
 from easyedit_dafnet.signals import edit_signals, find_modules
 from tests.tiny import GPT2_MODULES, LLAMA_MODULES, REQUESTS, tiny_gpt2, tiny_llama

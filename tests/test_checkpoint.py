@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
-import stat
+import math
+import shutil
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from easyedit_dafnet.archive import read_archive
 from easyedit_dafnet.checkpoint import (
     CheckpointError,
     dafnet_for,
@@ -24,10 +27,14 @@ from easyedit_dafnet.checkpoint import (
     warn_if_other_model,
 )
 from easyedit_dafnet.dafnet import DAFNet
-from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams, SettingsError
+from easyedit_dafnet.dafnet_hparams import (
+    DAFNetHyperParams,
+    NetworkSizes,
+    SettingsError,
+    shipped,
+)
 from easyedit_dafnet.dafnet_main import apply_dafnet_to_model
 from easyedit_dafnet.files import OutputError
-from easyedit_dafnet.networks import NetworkSizes
 from easyedit_dafnet.signals import EditSignals, find_modules
 from tests.tiny import GPT2_MODULES, LLAMA_MODULES, REQUESTS, tiny_gpt2, tiny_llama, tokenizer
 
@@ -122,19 +129,18 @@ def test_matrices_may_be_saved_in_half_precision(llama: Path, tmp_path: Path) ->
             assert torch.equal(value, expected)
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
+
+
 def _signals(d_in: int, d_out: int) -> EditSignals:
     return EditSignals(torch.randn(5, d_in), torch.randn(5, d_out), torch.tensor([2, 3]))
-
-
-def test_others_may_read_the_files_of_a_checkpoint(archive: Path) -> None:
-    for file in archive.iterdir():
-        assert stat.S_IMODE(file.stat().st_mode) & 0o444 == 0o444, file.name
 
 
 def test_a_newer_checkpoint_replaces_the_older(archive: Path, llama: Path) -> None:
     before = load_dafnet(archive).state_dict()
     newer = random_dafnet(load(llama), LLAMA_MODULES, seed=1)
-    save_dafnet(newer, archive, {})
+    save_dafnet(newer, archive, load_dafnet(archive).base_model)
     after = load_dafnet(archive).state_dict()
     assert not torch.equal(
         before["networks.(32, 48).layers.0.f1.weight"],
@@ -147,31 +153,133 @@ def test_a_newer_checkpoint_replaces_the_older(archive: Path, llama: Path) -> No
 def test_a_folder_with_other_content_is_not_replaced(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(OutputError, match=r"it holds thesis.tex.* and is not a DAFNet checkpoint"):
+    with pytest.raises(OutputError, match=r"it holds thesis.tex.* and is not a trained DAFNet"):
         save_dafnet(load_dafnet(archive), tmp_path / "mine", {})
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "no key", "not json", "other tensors"])
-def test_damaged_checkpoints_are_refused(archive: Path, llama: Path, damage: str) -> None:
-    config, weights = archive / "config.json", archive / "model.safetensors"
-    if damage == "truncated":
-        weights.write_bytes(weights.read_bytes()[:-100])
-    elif damage == "garbage":
-        weights.write_bytes(b"\x00" * 50)
-    elif damage == "no key":
-        content = json.loads(config.read_text())
-        del content["sizes"]
-        config.write_text(json.dumps(content))
-    elif damage == "not json":
-        config.write_text("{'format'")
-    else:
-        content = json.loads(config.read_text())
-        content["sizes"]["ffn_dim"] = 21
-        config.write_text(json.dumps(content))
+@pytest.mark.parametrize(
+    ("changed", "difference"),
+    [
+        ({"type": "gpt2"}, "it was 'llama', now it is 'gpt2'"),
+        ({"fingerprint": {LLAMA_MODULES[0]: 1.5}}, f"norm of {LLAMA_MODULES[0]} was .*, now it is"),
+        ({"fingerprint": {"other": 1.5}}, "for other modules"),
+        ({"fingerprint": {}}, "for other modules"),
+    ],
+)
+def test_the_dafnet_of_another_model_is_not_replaced(
+    archive: Path, changed: dict[str, Any], difference: str
+) -> None:
+    dafnet, before = load_dafnet(archive), files_of(archive)
+    with pytest.raises(OutputError, match=f"another language model .*{difference}"):
+        save_dafnet(dafnet, archive, {**dafnet.base_model, **changed})
+    assert files_of(archive) == before
+    save_dafnet(dafnet, archive, {**dafnet.base_model, "name": "moved"})
+
+
+def change(archive: Path, **values: Any) -> None:
+    """Other values in config.json; None leaves the key out."""
+    content = json.loads((archive / "config.json").read_text()) | values
+    content = {name: value for name, value in content.items() if value is not None}
+    (archive / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00" * 50,
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n",
+        b"[" * 100_000,
+        b"[]",
+        b"\xff\xfe{",
+        None,  # the last hundred bytes are missing
+    ],
+)
+def test_damaged_files_are_refused(archive: Path, name: str, content: bytes | None) -> None:
+    file = archive / name
+    file.write_bytes(file.read_bytes()[:-100] if content is None else content)
     with pytest.raises(CheckpointError, match="is damaged or of another version") as error:
         load_dafnet(archive)
     assert str(archive) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"format": "easyedit_dafnet/2"}, "has the format 'easyedit_dafnet/2', of another version"),
+        ({"format": None}, "is no DAFNet checkpoint .*its config.json is None"),
+        ({"format": ["x"]}, "is no DAFNet checkpoint"),
+        ({"format": "book/1"}, "is no DAFNet checkpoint"),
+        ({"base_model": None}, "base_model"),
+        ({"base_model": []}, "'base_model' is \\[\\]; it must be an object"),
+        ({"base_model": {"fingerprint": []}}, "fingerprint of base_model is no object"),
+        ({"base_model": {"fingerprint": {"a": "178"}}}, "norm of a in base_model is '178'"),
+        ({"sizes": None}, "sizes"),
+        ({"sizes": {"ffn_dim": 10**12}}, "'ffn_dim' is 10+; it must be at most"),
+        ({"sizes": {**SIZES, "ffn_dim": 21}}, r"f1.weight is \(20, 80\) in .*, but \(21, 80\) by config"),
+        ({"sizes": {**SIZES, "ffn_dim": 10**9}}, "by config.json"),
+        ({"sizes": {**SIZES, "ffn_dim": -1}}, "'ffn_dim' is -1"),
+        ({"sizes": {"width": 3}}, "width"),
+        ({"modules": []}, "it edits no modules"),
+        ({"modules": {}}, "'modules' is {}; it must be a list"),
+        ({"modules": [{"name": "a"}]}, "d_in"),
+        ({"modules": [{"name": "a", "d_in": 0, "d_out": 3, "transposed": True, "has_bias": False}]},
+         "shape"),
+        ({"modules": [{"name": 1, "d_in": 2, "d_out": 3, "transposed": True, "has_bias": False}]},
+         "'name' is 1"),
+        ({"edit_bias": "no"}, "'edit_bias' is 'no'; it must be true or false"),
+        ({"fusion": "sum"}, "'fusion' is 'sum'"),
+        ({"fusion": "least_squares"}, "log_weights is absent in"),
+        ({"directions": 1e30}, "'directions' is 1e"),
+        ({"d_answer": -1}, "'d_answer' is -1"),
+    ],
+)  # fmt: skip
+def test_values_that_no_dafnet_has_are_refused(
+    archive: Path, values: dict[str, Any], message: str
+) -> None:
+    change(archive, **values)
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_dafnet(archive)
+    assert str(archive) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_flipped_bits_of_the_networks_are_refused(archive: Path) -> None:
+    weights = archive / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-2000:-1900] = bytes(255 - byte for byte in content[-2000:-1900])
+    weights.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"is not the file that config.json was written with"):
+        load_dafnet(archive)
+
+
+@pytest.mark.parametrize("damage", ["nan", "missing", "one more", "another shape"])
+def test_networks_without_a_checksum_are_looked_at_too(archive: Path, damage: str) -> None:
+    """As older versions have written them."""
+    change(archive, sha256=None)
+    weights = archive / "model.safetensors"
+    tensors = {name: t.clone() for name, t in load_file(weights).items()}
+    load_dafnet(archive)
+    if damage == "nan":
+        tensors["step_sizes"][1] = math.nan
+    elif damage == "missing":
+        del tensors["step_sizes"]
+    elif damage == "one more":
+        tensors["more"] = torch.ones(1)
+    else:
+        tensors["step_sizes"] = tensors["step_sizes"][:1]
+    save_file(tensors, weights)
+    with pytest.raises(CheckpointError, match=r"step_sizes|more is") as error:
+        load_dafnet(archive)
+    assert "\n" not in str(error.value)
+
+
+def test_shipped_networks_have_their_checksums() -> None:
+    folders = sorted(shipped("checkpoints").glob("*/"))
+    assert len(folders) == 2
+    for folder in folders:
+        assert read_archive(folder).sha256 is not None
 
 
 # ---- does it fit? -------------------------------------------------------------------------------
@@ -206,6 +314,13 @@ def test_a_model_of_other_sizes_is_refused(archive: Path, tmp_path: Path) -> Non
     wider = load(tiny_llama(tmp_path / "wide-llama", intermediate_size=64))
     with pytest.raises(CheckpointError, match=r"of shape \(32, 48\), but this model's is \(32, 64"):
         dafnet_for(wider, settings(archive))
+
+
+def test_a_model_that_stores_its_weights_otherwise_is_refused(archive: Path, llama: Path) -> None:
+    modules = json.loads((archive / "config.json").read_text())["modules"]
+    change(archive, modules=[{**module, "transposed": False} for module in modules])
+    with pytest.raises(CheckpointError, match="was trained for another layout of"):
+        dafnet_for(load(llama), settings(archive))
 
 
 def test_biases_that_are_not_there_cannot_be_edited(llama: Path, tmp_path: Path) -> None:
@@ -477,6 +592,7 @@ def test_nothing_in_a_checkpoint_is_executed(llama: Path, tmp_path: Path) -> Non
         lambda content: {**content, "edit_lrs": {}},
         lambda content: {**content, "aux_models": torch.ones(3)},
         lambda content: {**content, "aux_models": ({"(32, 48)": {"odd": torch.ones(3)}},)},
+        lambda content: {**content, "edit_lrs": {str(m): torch.tensor(math.nan) for m in range(9)}},
     ],
 )
 def test_other_content_than_the_authors_is_one_sentence(
@@ -496,13 +612,23 @@ def test_other_content_than_the_authors_is_one_sentence(
         ({"checkpoint": None}, "no file '.*epoch-1-i-1-loss-0.5' to import"),
         ({"config": None}, "no file '.*theirs.yaml' to import"),
         ({"config": b"a: b"}, "theirs.yaml is not a configuration of the authors' code"),
-        ({"config": b"["}, "theirs.yaml is not a configuration of the authors' code"),
+        ({"config": b"["}, "theirs.yaml is not valid YAML"),
+        ({"config": b""}, "theirs.yaml is not a configuration of the authors' code"),
+        ({"config": b"aux_model: {}\naux_model: {}"}, "the key 'aux_model' of line 2 is there"),
+        ({"checkpoint": b""}, "i-1-loss-0.5 is empty"),
+        ({"checkpoint": b"version https://git-lfs.github.com/spec/v1\n"}, "git lfs pull"),
+        ({"edit_modules": "a"}, "edit_modules is 'a'"),
+        ({"edit_modules": []}, r"edit_modules is \[\]"),
+        ({"edit_modules": [*LLAMA_MODULES[:2], 3]}, "edit_modules is"),
+        ({"if_edit_bias": "no"}, "if_edit_bias is 'no'"),
+        ({"aux_model": {"ffn_dim": "wide"}}, "'ffn_dim' is 'wide'"),
+        ({"aux_model": {"ffn_dim": 10**12}}, "'ffn_dim' is .*; it must be at most"),
         ({"aux_model": {"ffn_dim": 21}}, "does not fit .*theirs.yaml"),
         ({"aux_model": {"norm_layer": "XX"}}, "is not a configuration of the authors' code"),
         ({"aux_model": {"width": 1}}, "is not a configuration of the authors' code"),
         ({"edit_modules": LLAMA_MODULES[:2]}, "does not fit .*theirs.yaml"),
         ({"aux_model": "abc"}, "is not a configuration of the authors' code"),
-        ({"config": b"\xff\xfe"}, "is not a configuration of the authors' code"),
+        ({"config": "a: ö".encode("latin-1")}, "theirs.yaml is not UTF-8"),
         ({"if_edit_bias": True}, "edits biases .*, but .* has none"),
     ],
 )
@@ -524,3 +650,48 @@ def test_what_cannot_be_imported_is_one_sentence(
         import_released_checkpoint(checkpoint, tmp_path / "ours", config, llama)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "ours").exists()
+
+
+def test_settings_that_would_not_load_are_refused_before_anything_is_written(
+    llama: Path, tmp_path: Path
+) -> None:
+    checkpoint, config, _ = released_checkpoint(tmp_path, load(llama), LLAMA_MODULES, False)
+    theirs = yaml.safe_load(config.read_text()) | {"gradient_signal_batch_size": 0}
+    config.write_text(yaml.safe_dump(theirs))
+    with pytest.raises(SettingsError, match="'signal_batch_size' is 0"):
+        import_released_checkpoint(checkpoint, tmp_path / "ours", config, llama)
+    assert not (tmp_path / "ours").exists()
+
+
+def test_an_import_never_takes_the_place_of_a_language_model(llama: Path, tmp_path: Path) -> None:
+    checkpoint, config, _ = released_checkpoint(tmp_path, load(llama), LLAMA_MODULES, False)
+    mine = tmp_path / "mine"
+    shutil.copytree(llama, mine)
+    (mine / "notes.txt").write_text("precious")
+    before = files_of(mine)
+    with pytest.raises(OutputError, match=r"is not empty .* and is not a trained DAFNet"):
+        import_released_checkpoint(checkpoint, mine, config, mine)
+    with pytest.raises(OutputError, match=r"is not empty .* and is not a trained DAFNet"):
+        save_dafnet(random_dafnet(load(llama), LLAMA_MODULES), mine, {})
+    assert files_of(mine) == before
+
+
+def test_a_second_import_takes_the_place_of_the_first_and_keeps_what_is_not_its_own(
+    llama: Path, gpt2: Path, tmp_path: Path
+) -> None:
+    checkpoint, config, _ = released_checkpoint(tmp_path, load(llama), LLAMA_MODULES, False)
+    ours = tmp_path / "ours"
+    first = import_released_checkpoint(checkpoint, ours, config, llama)
+    first.write_text("device: cuda\n")
+    (ours / "notes.txt").write_text("precious")
+    assert import_released_checkpoint(checkpoint, ours, config, llama) == first
+    assert sorted(p.name for p in ours.iterdir()) == [
+        "config.json", "dafnet.yaml", "model.safetensors", "notes.txt"
+    ]  # fmt: skip
+    DAFNetHyperParams.from_hparams(first)
+    before = files_of(ours)
+    (tmp_path / "other").mkdir()
+    others = released_checkpoint(tmp_path / "other", load(gpt2), GPT2_MODULES, False)
+    with pytest.raises(OutputError, match=r"trained for another language model .*it was 'llama'"):
+        import_released_checkpoint(others[0], ours, others[1], gpt2)
+    assert files_of(ours) == before

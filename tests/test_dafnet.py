@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from easyedit_dafnet.dafnet import DAFNet, FusionOrder, Update, fusion_weights
-from easyedit_dafnet.networks import NetworkSizes
+from easyedit_dafnet.dafnet_hparams import NetworkSizes
 from easyedit_dafnet.signals import EditedModule, EditSignals
 
 MODULES = [

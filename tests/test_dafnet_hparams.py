@@ -11,12 +11,15 @@ import yaml
 from easyedit_dafnet.dafnet_hparams import (
     DAFNetHyperParams,
     DAFNetTrainingHparams,
+    NetworkSizes,
     SettingsError,
+    read_settings,
     shipped,
 )
-from easyedit_dafnet.networks import NetworkSizes
 
 MINIMAL: dict[str, Any] = {"model_name": "./models/gpt2", "inner_params": ["h.0.mlp.c_fc.weight"]}
+TRAINING = r"these are training settings \(`train` takes them\)"
+EDITING = r"these are editing settings \(`edit` takes them\)"
 SHIPPED = ["gpt-j-6B", "gpt2-xl", "llama-7b", "smollm2-135m"]
 
 
@@ -55,6 +58,12 @@ def test_a_number_that_yaml_reads_as_text_becomes_one(tmp_path: Path) -> None:
         ({"save_interval": 0}, "'save_interval' is 0; it must be above zero"),
         ({"val_patience": -1}, "'val_patience' is -1; it must be zero or above"),
         ({"lr_warmup": -1}, "'lr_warmup' is -1; it must be zero or above"),
+        ({"lr": 1e9}, "'lr' is 1000000000.0; it must be at most 1000"),
+        ({"edit_lr": -1e9}, "'edit_lr' is -1000000000.0; it must be at least -1000"),
+        ({"reliability_weight": -1.0}, "'reliability_weight' is -1.0; it must be zero or above"),
+        ({"seed": 2**70}, "'seed' is .*; it must be at most"),
+        ({"val_seq_lens": [1, 0]}, "'val_seq_lens' is 0; it must be above zero"),
+        ({"val_seq_lens": []}, "'val_seq_lens' is empty"),
     ],
 )
 def test_numbers_of_training_have_limits(settings: dict[str, Any], message: str) -> None:
@@ -83,7 +92,17 @@ def test_numbers_of_training_have_limits(settings: dict[str, Any], message: str)
         ({"inner_params": "a.b"}, "'inner_params' is 'a.b'; it must be a list of a text"),
         ({"inner_params": []}, "'inner_params' is empty"),
         ({"inner_params": ["a.b", "a.b.weight"]}, "'inner_params' names 'a.b' twice"),
-        ({"alg_name": "MEND"}, "'alg_name' is 'MEND'; .* it must be 'DAFNet'"),
+        ({"alg_name": "MEND"}, r"these are settings of 'MEND' \(alg_name\), not of DAFNet"),
+        ({"alg_name": "dafnet"}, "'alg_name' is 'dafnet'; .* it must be 'DAFNet'"),
+        ({"alg_name": None}, "settings of None"),
+        ({"margin": 1e30}, "'margin' is 1e\\+30; it must be at most 1000"),
+        ({"margin": float("nan")}, "'margin' is nan; it must be a finite number"),
+        ({"margin": float("inf")}, "'margin' is inf; it must be a finite number"),
+        ({"value_rate": float("-inf")}, "'value_rate' is -inf; it must be a finite number"),
+        ({"value_rate": "1e999"}, "'value_rate' is inf; it must be a finite number"),
+        ({"rehearsed": -1}, "'rehearsed' is -1; it must be zero or above"),
+        ({"ffn_dim": 10**400}, "'ffn_dim' is 10+; it must be at most 1e\\+09"),
+        ({"protection": 10**400}, "'protection' is 10+; it must be a number"),
         ({"device": 1.5}, "'device' is 1.5; it must be a whole number or a text"),
     ],
 )
@@ -103,14 +122,77 @@ def test_wrong_settings_are_named_with_their_file(
         ("- a\n- b\n", "must hold settings"),
         ("", "must hold settings"),
         ("model_name: [\n", "is not valid YAML"),
+        ("[" * 500, "is not valid YAML: it is nested too deeply"),
+        ("model_name: 2024-13-45\n", "is not valid YAML"),
+        (
+            "model_name: m\ninner_params: [a]\nlayer_n: 1\nlayer_n: 2\n",
+            "is not valid YAML: the key 'layer_n' of line 4 is there twice",
+        ),
+        ("model_name: Modèle\ninner_params: [a]\n".encode("latin-1"), "is not UTF-8"),
+        ("model_name: m\n".encode("utf-16"), "is not UTF-8"),
     ],
 )
-def test_unusable_files_are_named(tmp_path: Path, content: str, message: str) -> None:
+def test_unusable_files_are_named(tmp_path: Path, content: str | bytes, message: str) -> None:
     path = tmp_path / "settings.yaml"
-    path.write_text(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SettingsError, match=message) as error:
         DAFNetHyperParams.from_hparams(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_and_merged_keys_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text("model_name: m\ninner_params: [a]\n", encoding="utf-8-sig")
+    assert DAFNetHyperParams.from_hparams(path).model_name == "m"
+    path.write_text("a: &a {x: 1}\nb: {<<: *a, x: 2}\n")
+    assert read_settings(path) == {"a": {"x": 1}, "b": {"x": 2}}
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "what"),
+    [
+        (
+            DAFNetHyperParams,
+            {"alg": "DAFNET", "lr": 1e-4},
+            TRAINING,
+        ),
+        (DAFNetHyperParams, {"lr": 1e-4}, TRAINING),
+        (
+            DAFNetTrainingHparams,
+            {"alg_name": "DAFNet"},
+            EDITING,
+        ),
+        (
+            DAFNetTrainingHparams,
+            {"margin": 1.5},
+            EDITING,
+        ),
+        (DAFNetHyperParams, {"alg_name": "ROME", "layers": [5]}, "settings of 'ROME'"),
+        (DAFNetTrainingHparams, {"alg_name": "ROME", "layers": [5]}, "settings of 'ROME'"),
+        (DAFNetHyperParams, {"alg": "MEND", "rank": 1920}, "settings of 'MEND'"),
+        (DAFNetTrainingHparams, {"alg": "MEND", "rank": 1920}, "settings of 'MEND'"),
+        (DAFNetTrainingHparams, {"alg": [1]}, r"settings of \[1\]"),
+    ],
+)
+def test_settings_of_another_kind_are_told_from_mistyped_ones(
+    tmp_path: Path, cls: Any, settings: dict[str, Any], what: str
+) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump({**MINIMAL, **settings}))
+    with pytest.raises(SettingsError, match=what) as error:
+        cls.from_hparams(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted(shipped("hparams").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_files_load_or_are_told_to_be_others(path: Path) -> None:
+    for cls in (DAFNetHyperParams, DAFNetTrainingHparams):
+        if path.parent == shipped("hparams") / cls.FOLDER:
+            cls.from_hparams(path)
+        else:
+            told = "alg" in read_settings(path) or "alg_name" in read_settings(path)
+            with pytest.raises(SettingsError, match="these are" if told else "unknown setting"):
+                cls.from_hparams(path)
 
 
 def test_a_mistyped_shipped_name_gets_the_nearest() -> None:

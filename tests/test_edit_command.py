@@ -215,9 +215,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_first_edit(
     link.symlink_to(command.folder / "absent")
 
     def edit(path: Path) -> str:
-        where = {"delta": path} if option == "delta" else {}
         command.out = path
-        return refused(capsys, *command.arguments(**where))
+        return refused(capsys, *command.arguments(delta=path if option == "delta" else None))
 
     assert str(mine) in edit(mine) and str(mine) in edit(mine / "below")
     assert "link to" in edit(link) and not (command.folder / "absent").exists()
@@ -254,7 +253,7 @@ def test_no_room_for_the_output_is_found_before_the_first_edit(
     command: Command, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     delta = command.out.parent / "delta.safetensors"
-    arguments = command.arguments(**({"delta": delta} if option == "delta" else {}))
+    arguments = command.arguments(delta=delta if option == "delta" else None)
     allow = limited(10_000)
     try:
         message = refused(capsys, *arguments)
@@ -372,7 +371,7 @@ def test_an_edit_that_fails_loses_no_other(
 # ---- interrupted runs ---------------------------------------------------------------------------
 
 
-def killed(command: Command, monkeypatch: pytest.MonkeyPatch, after: int, *more: str) -> None:
+def killed(command: Command, after: int, *more: str) -> None:
     """Run in a process that is killed once so many edits are made, the last one not yet saved."""
     child = os.fork()
     if not child:
@@ -397,14 +396,14 @@ def killed(command: Command, monkeypatch: pytest.MonkeyPatch, after: int, *more:
 
 
 def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(
-    form: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    form: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    killed(form, monkeypatch, 3)
+    killed(form, 3)
     assert [p.name for p in form.out.parent.iterdir()] == ["edited.journal"]
     message = refused(capsys, *form.arguments())
     assert "holds the first 2 edits of an interrupted run of 7 facts" in message
     assert "--resume" in message and "--fresh" in message
-    killed(form, monkeypatch, 2, "--resume")
+    killed(form, 2, "--resume")
     assert "holds the first 3 edits" in refused(capsys, *form.arguments())
     assert main(form.arguments("--resume")) == 0
     assert_same(form.weights(), form.by_hand().state_dict())
@@ -415,10 +414,8 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(
     assert form.report() == resumed
 
 
-def test_begun_anew_a_run_gives_up_what_was_interrupted(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    killed(command, monkeypatch, 3)
+def test_begun_anew_a_run_gives_up_what_was_interrupted(command: Command) -> None:
+    killed(command, 3)
     assert main(command.arguments("--fresh", records=FACTS[4:])) == 0
     assert_same(command.weights(), command.by_hand(FACTS[4:]).state_dict())
     assert not command.journal.exists()
@@ -460,17 +457,11 @@ def test_a_stopped_run_goes_on(
     assert_same(command.weights(), command.by_hand().state_dict())
 
 
-def test_a_run_that_was_stopped_before_its_first_edit_may_begin_anew(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(edit_run.Check, "ask", lambda *_: signal.raise_signal(signal.SIGKILL) or {})
-        child = os.fork()
-        if not child:
-            main(command.arguments())
-        os.waitpid(child, 0)
+def test_a_run_that_was_killed_before_its_first_edit_may_begin_anew(command: Command) -> None:
+    killed(command, 0)
     assert command.journal.exists()
     assert main(command.arguments(records=FACTS[:1])) == 0
+    assert not command.journal.exists()
 
 
 @pytest.mark.parametrize("what", ["the journal", "the model"])
@@ -510,11 +501,11 @@ def test_after_a_full_disk_a_run_goes_on(
 
 
 def test_another_run_is_not_gone_on_with(
-    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "There is nothing to resume" in refused(capsys, *command.arguments("--resume"))
     assert not command.out.parent.exists()
-    killed(command, monkeypatch, 3)
+    killed(command, 3)
     before = command.journal.read_bytes()
 
     def resume(*more: str, **changed: Any) -> str:

@@ -291,7 +291,7 @@ def test_a_private_umask_keeps_files_private(private: None, tmp_path: Path) -> N
     ("text", "message"),
     [
         (b"", "is empty"),
-        (b" \n", "is empty"),
+        (b" \n", "not JSON"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "git lfs pull"),
         (b"{", "not JSON"),
         (b"{}}", "not JSON"),

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from easyedit_dafnet.checkpoint import CheckpointError, load_dafnet
 from easyedit_dafnet.dafnet_hparams import DAFNetTrainingHparams, SettingsError
+from easyedit_dafnet.files import OutputError
 from easyedit_dafnet.resuming import Interrupted, StopSignals
 from easyedit_dafnet.trainer import DAFNetTrainer
 from easyedit_dafnet.training_state import (
@@ -578,11 +580,20 @@ def test_other_conditions_are_warned_of(runs: Runs, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize(
-    "damage", ["truncated", "garbage", "empty", "another format", "no tensor", "other fields"]
+    "damage",
+    [
+        "truncated",
+        "garbage",
+        "empty",
+        "another format",
+        "no tensor",
+        "flipped bits",
+        "nested",
+        "wrong types",
+        "other fields",
+    ],
 )
-def test_a_damaged_state_is_refused(
-    runs: Runs, damage: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_state_is_refused(runs: Runs, damage: str) -> None:
     runs.interrupted("run", 2)
     path = runs.folder("run") / STATE
     tensors = load_file(path)
@@ -598,33 +609,103 @@ def test_a_damaged_state_is_refused(
         save_file(tensors, path, {**metadata, "format": "easyedit_dafnet training/0"})
     elif damage == "no tensor":
         save_file({k: v for k, v in tensors.items() if k != "generator.cpu"}, path, metadata)
+    elif damage == "flipped bits":
+        tensors = {**tensors, "dafnet.step_sizes": -tensors["dafnet.step_sizes"]}
+        with safe_open(path, "pt") as file:
+            save_file(tensors, path, file.metadata())
+    elif damage == "nested":
+        save_file(tensors, path, {**metadata, "state": "[" * 100_000})
+    elif damage == "wrong types":
+        save_file(
+            tensors, path, {**metadata, "state": json.dumps({**json.loads(state), "step": "1"})}
+        )
     elif damage == "other fields":
         save_file(tensors, path, {**metadata, "state": "{}"})
     trainer = runs.trainer("run")
     with pytest.raises(CheckpointError, match="is damaged or of another version") as error:
         trainer.run(resume=True)
     assert str(runs.folder("run")) in str(error.value) and "\n" not in str(error.value)
-    if damage != "no tensor":
+    if damage in ("no tensor", "flipped bits"):
+        return  # only what resumes reads the tensors
+    with pytest.raises(CheckpointError, match=r"is damaged .* start a new run \(--fresh"):
         runs.trainer("run").run()
-        assert caplog.messages == [
-            f"The unreadable training state in {runs.folder('run')} will be replaced."
-        ]
+    assert runs.trainer("run").run(fresh=True) == {}
 
 
-def test_a_new_run_replaces_an_unfinished_one_and_says_so(
-    runs: Runs, caplog: pytest.LogCaptureFixture
-) -> None:
+# ---- runs that are there already ----------------------------------------------------------------
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_run_that_is_there_is_gone_on_with_or_expressly_replaced(runs: Runs) -> None:
     runs.interrupted("run", 4)
-    assert not caplog.messages
+    before = everything(runs.home / "run")
     again = runs.trainer("run")
-    again.run()
-    assert caplog.messages == [
-        f"The unfinished run in {runs.folder('run')} (step 4 of 6) will be replaced by this new "
-        "one; resuming would have gone on with it."
-    ]
+    with pytest.raises(CheckpointError, match=r"unfinished run \(4 of 6 steps\)") as error:
+        again.run()
+    assert all(word in str(error.value) for word in ("--resume", "--fresh", "--out"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(SettingsError, match="not both"):
+        again.run(resume=True, fresh=True)
+    assert everything(runs.home / "run") == before
+    again.run(fresh=True)
     assert [line["step"] for line in log_of(again)] == [1, 2, 3, 4, 5, 6]
+    before = everything(runs.home / "run")
+    with pytest.raises(CheckpointError, match=r"A finished run \(6 of 6 steps\) is in .*--fresh"):
+        runs.trainer("run").run()
+    assert everything(runs.home / "run") == before
+    runs.trainer("run").run(fresh=True)
+
+
+def test_a_network_or_a_log_without_a_state_is_not_replaced_unasked(runs: Runs) -> None:
+    first = runs.trainer("run")
+    first.run()
+    (runs.folder("run") / STATE).unlink()
+    for what, path in (("trained DAFNet", first.save_path), ("run's log", first.log_path)):
+        with pytest.raises(CheckpointError, match=f"A {what} is in .* already: .*--fresh"):
+            runs.trainer("run").run()
+        if path.is_dir():
+            path.rename(runs.home / "elsewhere")
+    runs.trainer("run").run(fresh=True)
+
+
+def test_the_network_of_another_model_of_the_same_name_is_not_replaced(
+    runs: Runs, tmp_path: Path
+) -> None:
     runs.trainer("run").run()
-    assert len(caplog.messages) == 1, "a finished run is nobody's loss"
+    before = everything(runs.home / "run")
+    torch.manual_seed(5)
+    runs.model = tiny_llama(tmp_path / "other" / runs.model.name)
+    with pytest.raises(OutputError, match=r"trained for another language model .*--out") as error:
+        runs.trainer("run").run(fresh=True)
+    assert "\n" not in str(error.value)
+    assert everything(runs.home / "run") == before
+
+
+def test_what_else_is_in_the_network_s_folder_is_not_lost(runs: Runs) -> None:
+    runs.trainer("run").run()
+    notes = runs.trainer("run").save_path / "notes.txt"
+    notes.write_text("precious")
+    runs.trainer("run").run(fresh=True)
+    assert notes.read_text() == "precious"
+    (notes.parent / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(OutputError, match="is not a trained DAFNet"):
+        runs.trainer("run").run(fresh=True)
+    assert notes.read_text() == "precious"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_training(runs: Runs) -> None:
+    (runs.home / "run").write_text("a file")
+    with pytest.raises(OutputError, match="run is a file, so nothing can be written"):
+        runs.trainer("run").run()
+    trainer = runs.trainer("run2")
+    trainer.log_path.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="run's log"):
+        trainer.run()
+    with pytest.raises(OutputError, match="is a folder"):
+        trainer.run(fresh=True)
 
 
 # ---- writing ------------------------------------------------------------------------------------
@@ -678,6 +759,6 @@ def test_a_run_whose_rates_fall_to_its_end_keeps_that_end(runs: Runs) -> None:
     whole = runs.trainer("whole")
     whole.run()
     runs.interrupted("run", 2)
-    with pytest.raises(SettingsError, match="'max_iters' is 9, but the run"):
+    with pytest.raises(SettingsError, match=r"'max_iters' is 9, but the run .*lr_schedule: cosine"):
         runs.trainer("run", max_iters=9).run(resume=True)
     assert_same_training(runs.resumed("run"), whole)

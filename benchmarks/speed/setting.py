@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyedit_dafnet import DAFNetHyperParams, DAFNetTrainer, DAFNetTrainingHparams
 from easyedit_dafnet.checkpoint import describe_base_model, save_dafnet
+from easyedit_dafnet.dafnet_hparams import NetworkSizes
 from easyedit_dafnet.facts import load_facts
 from easyedit_dafnet.language_model import Text
 from easyedit_dafnet.losses import LossTerm, record_texts
-from easyedit_dafnet.networks import NetworkSizes
 from easyedit_dafnet.record_files import read_records
 from easyedit_dafnet.records import context_length
 from easyedit_dafnet.unedited import Cache, Prepared, Unedited

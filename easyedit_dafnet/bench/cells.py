@@ -18,10 +18,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..files import write_text
+from ..files import DamagedFile, Kind, read_object, reason_of, write_text
 
 FORMAT = 1
 PROTOCOL = "score-after-stream/1"
+RUN = Kind(
+    "a run of the benchmark",
+    "suite.json",
+    lambda suite: (suite.get("format"), suite.get("protocol")) == (FORMAT, PROTOCOL),
+)
+REPORT = Kind("a report of the benchmark")
 
 # Not what follows a word, a colon or another slash, as in addresses; nor ./here.
 _ABSOLUTE = re.compile(r"(?<![\w:/.~])/(?:[^\s/\"']+/)*([^\s/\"']+)")
@@ -56,7 +62,7 @@ class RunFolder:
 
     @property
     def suite(self) -> Path:
-        return self.path / "suite.json"
+        return self.path / RUN.file
 
     @property
     def perplexity(self) -> Path:
@@ -109,7 +115,7 @@ class RunFolder:
     def results(self, cells: Iterable[Cell]) -> Iterator[tuple[Cell, dict[str, Any]]]:
         """The finished and failed ones among the cells, with what their files say."""
         for cell in cells:
-            result = read_json(self.result(cell))
+            result = read_result(self.result(cell))
             if result is not None:
                 yield cell, result
 
@@ -124,11 +130,35 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """None when the file is not there."""
+    """None when the file is not there. Raises DamagedFile, which names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         return None
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """What the file of a finished or failed cell says; None when it is not there.
+
+    Raises:
+        DamagedFile: it is cut off or something else; the message names it.
+    """
+    try:
+        result = read_json(path)
+        if result is None:
+            return None
+        if result["status"] == "done":
+            Cost.of(result)
+        elif result["status"] != "failed":
+            raise ValueError(f"its status is {result['status']!r}")
+        elif not all(isinstance(result["error"][name], str) for name in ("type", "message")):
+            raise ValueError("its error is no text")
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise DamagedFile(
+            f"{path} is no result of a cell ({reason_of(error)}); remove it, and the cell "
+            "runs again."
+        ) from None
+    return result
 
 
 def without_paths(value: Any) -> Any:
@@ -186,7 +216,7 @@ class Estimates:
         """The sanity cells are all there is to go by before a method's first cell ends."""
         for label in self.labels:
             if label not in self.sanity and label not in self.costs:
-                result = read_json(self.folder.sanity(label))
+                result = read_result(self.folder.sanity(label))
                 if result is not None and result["status"] == "done":
                     self.sanity[label] = Cost.of(result)
 

@@ -20,7 +20,8 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from .cells import Cell, Estimates, RunFolder, read_json
+from ..files import mark_folder
+from .cells import RUN, Cell, Estimates, RunFolder, read_json, read_result
 from .engines import Workers, run_on_slurm
 from .environment import command_line
 from .preflight import Preflight, quiet
@@ -50,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
     selection = [_selection(entry) for entry in args.only]
     older = Run.load(folder)
     suite = read_settings(args, older)
+    mark_folder(folder.path, RUN)
     check_device(suite.device, here=args.engine == "local")
     transformers.logging.set_verbosity_error()
     typed = {name for name in ("methods", "data") if getattr(args, name) is not None}
@@ -118,7 +120,7 @@ def retry(folder: RunFolder, cells: Sequence[Cell]) -> None:
     """Forget what failed."""
     paths = [folder.sanity(label) for label in {cell.label for cell in cells}]
     for path in (*paths, *map(folder.result, cells)):
-        result = read_json(path)
+        result = read_result(path)
         if result is not None and result["status"] == "failed":
             path.unlink()
 

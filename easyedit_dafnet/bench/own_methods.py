@@ -17,6 +17,7 @@ from ..dafnet_hparams import (
     nearest,
 )
 from ..dafnet_main import STATE, apply_dafnet_to_model
+from ..files import read_object, write_text
 from ..trainer import DAFNetTrainer
 from .materials import digest
 from .method import Method, Need, Request, Workbench
@@ -79,7 +80,7 @@ class DAFNet(Method):
         """Whether training with these settings has ended; its best network is there long before."""
         if self.training is None or not self._marker().is_file():
             return False
-        return bool(self._learnt().items() <= json.loads(self._marker().read_text()).items())
+        return bool(self._learnt().items() <= read_object(self._marker()).items())
 
     def _learnt(self) -> dict[str, Any]:
         """What a training rests on, as JSON gives it back."""
@@ -117,16 +118,14 @@ class DAFNet(Method):
             config=self.training, train_set=records[held_out:], val_set=records[:held_out]
         )
         trainer.run(resume=trainer.state_path.is_dir())
-        unfinished = self._marker().with_suffix(".part")
         seconds = {"seconds": time.perf_counter() - trainer.started}  # interrupted parts included
-        unfinished.write_text(json.dumps(self._learnt() | seconds, indent=1) + "\n")
-        unfinished.replace(self._marker())
+        write_text(self._marker(), json.dumps(self._learnt() | seconds, indent=1) + "\n")
 
     def preparation_seconds(self) -> float | None:
         """The training's, wherever it was done."""
         if self.training is not None:
-            return json.loads(self._marker().read_text()).get("seconds")
-        card = json.loads((Path(self.hparams.archive or "") / "config.json").read_text())
+            return read_object(self._marker()).get("seconds")
+        card = read_object(Path(self.hparams.archive or "") / "config.json")
         minutes = (card.get("training") or {}).get("minutes")
         return None if minutes is None else 60.0 * minutes
 

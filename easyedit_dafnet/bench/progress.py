@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .cells import Cell, Estimates, RunFolder, read_json
+from .cells import Cell, Estimates, RunFolder, read_json, read_result
 from .suite import Suite
 
 EVERY = 2.0  #: seconds between looks at the folder
@@ -68,7 +68,7 @@ class Watch:
         for cell in self.cells:
             if cell in self.results:
                 continue
-            result = read_json(self.folder.result(cell))
+            result = read_result(self.folder.result(cell))
             if result is None:
                 continue
             self.results[cell] = result["status"]

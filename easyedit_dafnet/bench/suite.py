@@ -9,9 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..dafnet_hparams import nearest, shipped
+from ..files import DamagedFile, read_yaml, reason_of
 from .cells import (
     FORMAT,
     PROTOCOL,
@@ -208,9 +207,9 @@ def suite_file(name_or_path: str) -> Path:
 
 def read_suite_file(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise SuiteError(f"{path} is not valid YAML: {error}") from error
+        content = read_yaml(path)
+    except DamagedFile as error:
+        raise SuiteError(str(error)) from None
     if not isinstance(content, dict):
         raise SuiteError(f"{path} must hold settings such as `methods: [FT, ROME]`.")
     try:
@@ -316,7 +315,10 @@ class Run:
 
     @classmethod
     def load(cls, folder: RunFolder) -> Run | None:
-        """None when nothing has run in the folder. Raises SuiteError when it is another format."""
+        """None when nothing has run in the folder.
+
+        Raises SuiteError or DamagedFile, which name the file, for another format or a damaged one.
+        """
         content = read_json(folder.suite)
         if content is None:
             return None
@@ -326,8 +328,19 @@ class Run:
                 f"{content.get('protocol')!r}; this version writes format {FORMAT}, protocol "
                 f"{PROTOCOL!r}. Choose another --out."
             )
-        parts = {f.name: content[f.name] for f in fields(cls)}
-        return cls(**parts | {"cells": tuple(map(cell_from, content["cells"]))})
+        try:
+            parts = {f.name: content[f.name] for f in fields(cls)}
+            run = cls(**parts | {"cells": tuple(map(cell_from, content["cells"]))})
+            for name in ("common", "data", "methods", "left_out", "asked"):
+                if not isinstance(content[name], dict):
+                    raise ValueError(f"{name} is no object")
+            Suite.read(run.everything())
+        except (LookupError, AttributeError, TypeError, ValueError) as error:
+            raise SuiteError(
+                f"{folder.suite} is damaged ({reason_of(error)}); put it right, or choose "
+                "another --out."
+            ) from None
+        return run
 
     def save(self, folder: RunFolder) -> None:
         plan = [

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..bench.cells import read_json, without_paths, write_json
-from ..files import write_text
+from ..files import mark_folder, write_text
 from . import engines, select
 from .card import write_card
-from .dataset import PROPERTIES, prompts_of
+from .dataset import DATA_SET, FORMAT, PROPERTIES, prompts_of
 from .embedded import write_tables
 from .exclude import Excluded, folded
 from .extract import extract
@@ -33,7 +33,6 @@ from .records import Entity, Fact, Writer
 from .views import read_views
 from .wording import RELATIONS, RELATIONS_FILE, Name, follows
 
-FORMAT = 1
 SPARE = 3
 """So many times more facts are drawn than wanted, where later steps leave some out."""
 
@@ -113,7 +112,8 @@ def build(settings: Settings, out: Path, command: str = "") -> dict[str, Any]:
     """Build the data set in `out`; returns what build.json holds.
 
     Files: recent.json, popular.json, long_tail.json, robust.json, dafset.jsonl with all of them,
-    build.json and README.md; the folders extract, signals and select hold the tables.
+    build.json and README.md; the folders extract, signals and select hold the tables. Raises
+    OutputError where the folder holds something else than a data set.
     """
     return _Builder(settings, out, command).run()
 
@@ -129,7 +129,7 @@ class _Builder:
         from filelock import FileLock, Timeout
 
         excluded = Excluded.read(self.settings.exclude)  # first: a bad file is named at once
-        self.out.mkdir(parents=True, exist_ok=True)
+        mark_folder(self.out, DATA_SET)
         try:
             with FileLock(self.out / ".lock", timeout=0):
                 return self.build(excluded)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import DamagedFile, Kind, check_content
+
 PROPERTIES = ("recent", "popular", "long_tail", "robust")
 """What records are chosen for; each has a file of its own."""
 
@@ -20,6 +22,12 @@ PROBES = ("one_hop", "subject_alias", "inverse")
 """The kinds of question about portability."""
 
 BUILD, ALL = "build.json", "dafset.jsonl"
+FORMAT = 1
+DATA_SET = Kind(
+    "a data set of `dafset build`",
+    BUILD,
+    lambda build: build.get("format") == FORMAT and "easyedit_dafnet" in build.get("versions", ()),
+)
 
 TEXTS = (
     "property",
@@ -183,7 +191,12 @@ def _are_stats(stats: Mapping[str, Any]) -> bool:
 
 def _read(path: Path) -> Any:
     try:
+        check_content(path)
         return json.loads(path.read_bytes())
+    except DamagedFile as error:
+        raise DataSetError(f"{error} Build the data set again.") from None
+    except RecursionError:
+        raise _damaged(path, "it is nested too deeply") from None
     except ValueError as error:
         raise _damaged(path, str(error)) from None
 

@@ -13,6 +13,7 @@ from easyedit_dafnet.bench.cells import (
     read_json,
     write_json,
 )
+from easyedit_dafnet.files import DamagedFile
 
 
 def finish(folder: RunFolder, cell: Cell, per_edit: float, score: float, fixed: float) -> None:
@@ -94,6 +95,31 @@ def test_estimates_go_by_what_is_nearest(tmp_path: Path) -> None:
 
 def test_failed_cells_tell_nothing_about_time(tmp_path: Path) -> None:
     folder, cell = RunFolder(tmp_path), Cell(10, 0, "a", "F")
-    write_json(folder.result(cell), {"status": "failed"})
+    error = {"type": "ValueError", "message": "no room"}
+    write_json(folder.result(cell), {"status": "failed", "error": error})
     assert Estimates(folder, [cell], edits).seconds(cell) is None
     assert folder.open_cells([cell, Cell(10, 1, "a", "F")]) == [Cell(10, 1, "a", "F")]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "is empty"),
+        ("{", "not JSON"),
+        ("[]", "no JSON object"),
+        ("[" * 100_000, "nested too deeply"),
+        ("{}", "'status' is missing"),
+        ('{"status": "half"}', "its status is 'half'"),
+        ('{"status": "failed"}', "'error' is missing"),
+        ('{"status": "done", "edits": [1]}', "'seconds' is missing"),
+        ('{"status": "done", "edits": 3, "seconds": {"edit": "a"}}', "no len"),
+    ],
+)
+def test_a_damaged_cell_is_named(tmp_path: Path, content: str, reason: str) -> None:
+    folder, cell = RunFolder(tmp_path), Cell(10, 0, "a", "F")
+    folder.result(cell).parent.mkdir(parents=True)
+    folder.result(cell).write_text(content)
+    with pytest.raises(DamagedFile, match=reason) as error:
+        Estimates(folder, [cell], edits)
+    assert str(folder.result(cell)) in str(error.value) and "remove it" in str(error.value)
+    assert "\n" not in str(error.value)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,35 @@ def test_suite_json_keeps_the_plan(tmp_path: Path) -> None:
     assert Suite.read(loaded.asked) == Suite.read(SETTINGS)
     folder.suite.write_text('{"format": 1, "protocol": "score-at-once/0"}')
     with pytest.raises(SuiteError, match="protocol 'score-at-once/0'"):
+        Run.load(folder)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda suite: [],
+        lambda suite: {n: v for n, v in suite.items() if n != "asked"},
+        lambda suite: {**suite, "asked": []},
+        lambda suite: {**suite, "asked": {"sed": 1}},
+        lambda suite: {**suite, "cells": 3},
+        lambda suite: {**suite, "cells": [{"data": "cf"}]},
+        lambda suite: {**suite, "data": {"cf": "path"}},
+        lambda suite: {**suite, "data": {"cf": {}}},
+        lambda suite: {**suite, "methods": {"FT": {}}},
+        lambda suite: {**suite, "methods": []},
+        lambda suite: {**suite, "common": 1},
+    ],
+)
+def test_a_damaged_plan_is_one_sentence_with_its_name(tmp_path: Path, damage: Any) -> None:
+    folder = RunFolder(tmp_path)
+    run_of(Suite.read(SETTINGS)).save(folder)
+    whole = folder.suite.read_text()
+    folder.suite.write_text(json.dumps(damage(json.loads(whole))))
+    with pytest.raises(ValueError, match=re.escape(str(folder.suite))) as error:
+        Run.load(folder)
+    assert "\n" not in str(error.value)
+    folder.suite.write_text(whole[:-100])
+    with pytest.raises(ValueError, match=r"suite\.json is damaged: it is not JSON"):
         Run.load(folder)
 
 

@@ -15,8 +15,7 @@ import easyedit_dafnet
 from easyedit_dafnet.bridge import HostInfo, register, unregister
 from easyedit_dafnet.checkpoint import describe_base_model, save_dafnet
 from easyedit_dafnet.dafnet import DAFNet
-from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams
-from easyedit_dafnet.networks import NetworkSizes
+from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams, NetworkSizes
 from easyedit_dafnet.signals import find_modules
 from tests.tiny import GPT2_MODULES, LLAMA_MODULES, tiny_gpt2, tiny_llama
 

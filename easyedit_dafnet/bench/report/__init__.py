@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...files import write_text
+from ...files import check_room, mark_folder, write_text
+from ..cells import REPORT, RUN
 from .markdown import to_markdown
 from .page import readme_plot, to_html
-from .publish import publish
+from .publish import check_publish, publish
 from .summary import Summary, summarise
 from .tables import cells_csv, edits_csv, kinds_csv
 
-__all__ = ["Summary", "publish", "summarise", "write_report"]
+__all__ = ["Summary", "check_publish", "publish", "summarise", "write_report"]
 
 
 def write_report(
@@ -28,8 +29,13 @@ def write_report(
 
     Raises:
         ValueError: a folder holds no results.
+        OutputError: `out` holds something else than a report or a run.
     """
     summary = summarise(folders)
+    if out.resolve() in [folder.resolve() / "report" for folder in folders]:
+        check_room(out)  # a run's own
+    else:
+        mark_folder(out, REPORT, RUN)
     contents = {
         "report.md": to_markdown(summary),
         "report.html": to_html(summary),

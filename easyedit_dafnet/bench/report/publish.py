@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..cells import read_json, without_paths, write_json
+from ...files import OutputError, check_folder
+from ..cells import REPORT, RUN, read_json, without_paths, write_json
 
 PARTS = ("suite.json", "perplexity.json", "cells/**/*.json", "sanity/*.json")
 
@@ -13,8 +14,10 @@ def publish(folder: Path, out: Path) -> list[Path]:
     """Copy a run's folder without logs, texts and what was prepared, and return the files.
 
     An absolute path becomes its last part. `bench --out` goes on with the copy, where the data of
-    the same names are in the working folder or named anew.
+    the same names are in the working folder or named anew. Raises OutputError, before anything is
+    written, where the folder holds something else than a report or this run.
     """
+    check_publish(folder, out)
     written = []
     for part in PARTS:
         for file in sorted(folder.glob(part)):
@@ -23,3 +26,14 @@ def publish(folder: Path, out: Path) -> list[Path]:
                 write_json(out / file.relative_to(folder), without_paths(content))
                 written.append(out / file.relative_to(folder))
     return written
+
+
+def check_publish(folder: Path, out: Path) -> None:
+    """Raise OutputError unless `out` may take the run: results of two runs would be mixed."""
+    check_folder(out, RUN, REPORT, in_place=True)
+    there, new = (read_json(place / RUN.file) for place in (out, folder))
+    if there and new and there.get("common") != without_paths(new.get("common")):
+        raise OutputError(
+            f"{out} holds another run (of another model, seed or other settings); choose another "
+            "folder to publish to."
+        )

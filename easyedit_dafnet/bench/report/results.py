@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...files import DamagedFile, read_object
+
 FORMAT = 1
 ONE_SIDED_95 = 1.645  # standard deviations
 ASPECTS = ("reliability", "generality", "locality", "portability")
@@ -128,9 +130,11 @@ def read_run(folder: Path) -> Run:
     suite = folder / "suite.json"
     if suite.is_file():
         try:
-            run.suite = read_json(suite)
-            for entry in run.suite.get("cells", []):
-                run.planned[read_key(entry)] = entry
+            body = read_json(suite)
+            check_kinds(body, dict, "common", "data", "methods", "left_out", "asked")
+            check_kinds(body, list, "cells")
+            run.planned = {read_key(entry): entry for entry in body.get("cells") or []}
+            run.suite = body
         except Damaged as problem:
             run.problems.append(f"{suite}: {problem}; cells that were not run are unknown.")
     else:
@@ -144,6 +148,7 @@ def read_run(folder: Path) -> Run:
     for path in sorted(folder.glob("sanity/*.json")):
         try:
             body = read_json(path)
+            check_kinds(body, dict, "cell")
             # Sanity streams have a name instead of a number.
             cell = read_cell({**body, "cell": {**(body.get("cell") or {}), "stream": -1}})
             run.sanity[cell.key.label] = read_sanity(body, cell)
@@ -162,14 +167,20 @@ def read_run(folder: Path) -> Run:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise Damaged(f"is not JSON ({error})") from error
-    if not isinstance(body, dict):
-        raise Damaged("is not a JSON object")
+        body = read_object(path)
+    except (DamagedFile, OSError) as error:
+        reason = str(error).removeprefix(f"{path} ").removesuffix(".")
+        raise Damaged(reason) from error
     if body.get("format") != FORMAT:
         raise Damaged(f"has format {body.get('format')!r}, and this version reads {FORMAT}")
     return body
+
+
+def check_kinds(body: Mapping[str, Any], kind: type, *names: str) -> None:
+    """Raise Damaged where one of these is there and of another kind."""
+    for name in names:
+        if not isinstance(body.get(name), kind | None):
+            raise Damaged(f"has {name} that is a {type(body[name]).__name__}")
 
 
 def read_key(entry: Any) -> Key:
@@ -185,6 +196,16 @@ def read_key(entry: Any) -> Key:
 
 
 def read_cell(body: Mapping[str, Any]) -> Cell:
+    """The cell of a file's content. Raises Damaged."""
+    try:
+        return _cell(body)
+    except (LookupError, AttributeError, TypeError) as error:
+        raise Damaged(f"is not made as a cell's ({type(error).__name__}: {error})") from error
+
+
+def _cell(body: Mapping[str, Any]) -> Cell:
+    check_kinds(body, dict, "cell", "environment", "error", "kinds")
+    check_kinds(body, list, "edits")
     key = read_key(body.get("cell"))
     if body.get("status") not in ("done", "failed"):
         raise Damaged(f"has the status {body.get('status')!r} instead of done or failed")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from random import Random
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.data import Dataset
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from ...bench.records import EditRecord
 from ...dafnet_hparams import SettingsError
-from ...files import write_text
+from ...files import read_object, save_tensors, write_text
 from ...records import IGNORE, encode_targets
 
 ARCHIVE, PREPARED = "archive.safetensors", "prepared.json"
@@ -160,18 +159,16 @@ class Archive:
     def note(self) -> dict[str, Any]:
         """How the tensors here came about; empty when there are none, or none whole."""
         note = self.folder / PREPARED
-        return json.loads(note.read_text()) if note.is_file() else {}
+        return read_object(note) if note.is_file() else {}
 
     def is_ready(self) -> bool:
         return self.note().get("fingerprint") == self.fingerprint
 
     def write(self, tensors: Mapping[str, Tensor], note: Mapping[str, Any]) -> None:
         """The tensors first, the note last: where it is, both are whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / PREPARED).unlink(missing_ok=True)
-        scratch = self.folder / f".{ARCHIVE}.{os.getpid()}"
-        save_file({name: t.detach().cpu().clone() for name, t in tensors.items()}, scratch)
-        scratch.replace(self.folder / ARCHIVE)
+        plain = {name: t.detach().cpu().clone() for name, t in tensors.items()}
+        save_tensors(plain, self.folder / ARCHIVE)
         content = {"fingerprint": self.fingerprint, **note}
         write_text(self.folder / PREPARED, json.dumps(content, indent=2) + "\n")
 

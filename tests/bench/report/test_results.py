@@ -44,7 +44,7 @@ def test_a_method_is_doubtful_where_chance_does_not_explain_it(
     ("content", "said"),
     [
         ('{"format": 1, "cell"', "is not JSON"),
-        ("[1]", "is not a JSON object"),
+        ("[1]", "no JSON object"),
         ('{"format": 7}', "has format 7, and this version reads 1"),
         ('{"format": 1}', "names a cell without data, label, num_edits and stream"),
     ],
