@@ -14,6 +14,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from . import __version__, edit_command
 from .bench.options import EXAMPLES, add_options
@@ -307,7 +308,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
-        return args.run(args) or 0
+        with logging_redirect_tqdm():  # a warning stands on a line of its own, above the bar
+            return args.run(args) or 0
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"easyedit-dafnet: {error}", file=sys.stderr)
         return 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from .files import DamagedFile, read_yaml
+from .prompts import Wording
 
 if TYPE_CHECKING:
     import torch
@@ -149,6 +150,7 @@ class _Settings:
     inner_params: the edited weights, as in MEND's files; a trailing ".weight" may be left out.
     archive: folder of a trained DAFNet, or the name of a shipped one.
     device: "cpu", "cuda:1", or a CUDA index.
+    use_chat_template, target_space, subject: see `prompts.Wording`.
     """
 
     model_name: str
@@ -178,6 +180,11 @@ class _Settings:
     fusion: Literal["mean", "least_squares"] = "mean"
     directions: int = 400  # with least squares: the principal ones of M that are told apart
     signal_batch_size: int = 8
+
+    # How requests are put to the model
+    use_chat_template: bool = False
+    target_space: bool | None = None
+    subject: Literal["given", "guess"] = "given"
 
     # The key that names the method in a file, and its value.
     NAME_KEY: ClassVar[str]
@@ -215,6 +222,10 @@ class _Settings:
     @property
     def network_sizes(self) -> NetworkSizes:
         return NetworkSizes(**{f.name: getattr(self, f.name) for f in fields(NetworkSizes)})
+
+    @property
+    def wording(self) -> Wording:
+        return Wording(self.use_chat_template, self.target_space, self.subject)
 
     @property
     def torch_device(self) -> torch.device:

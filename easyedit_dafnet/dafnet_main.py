@@ -17,7 +17,17 @@ from .dafnet import DAFNet, Past, Update
 from .dafnet_hparams import DAFNetHyperParams
 from .edit_requests import check_requests
 from .least_squares import Overshoot, Written
-from .records import TokenBatch, context_length, encode_requests, in_context, prompt_numbers
+from .prompts import Wording
+from .records import (
+    AS_GIVEN,
+    TokenBatch,
+    context_length,
+    encode_worded,
+    in_context,
+    prompt_numbers,
+    token_ids,
+    worded,
+)
 from .rehearsal import Rehearsal
 from .signals import EditedModule, edit_signals
 from .values import improved
@@ -214,11 +224,16 @@ class EditSequence:
         write_weights(model, self._values(model, self.held))
 
     def encode(
-        self, tok: Any, requests: Sequence[Mapping[str, Any]], model: Any
+        self,
+        tok: Any,
+        requests: Sequence[Mapping[str, Any]],
+        model: Any,
+        wording: Wording = AS_GIVEN,
     ) -> list[TokenBatch]:
         """The requests, as they are and after each context of the rehearsal that leaves room."""
         solved = self.held.written is not None
-        batches = [encode_requests(tok, requests, model, solved)]
+        requests = worded(tok, requests, wording, solved)
+        batches = [encode_worded(tok, requests, model, solved)]
         if (at := batches[0].at) is not None and (first := (at == 0).nonzero().flatten().tolist()):
             # There models without a begin token take any token for the same key.
             LOG.warning(
@@ -228,12 +243,12 @@ class EditSequence:
             )  # fmt: skip
         lengths, limit = batches[0].attention_mask.sum(1).tolist(), context_length(model)
         for context in self.held.rehearsal.contexts:
-            more = len(tok(context)["input_ids"])
+            more = len(token_ids(tok, [context])[0])
             after = [
                 in_context(request, context) if limit is None or length + more < limit else request
                 for request, length in zip(requests, lengths, strict=True)
             ]
-            batches.append(encode_requests(tok, after, model, solved))
+            batches.append(encode_worded(tok, after, model, solved))
         return batches
 
     def extend(
@@ -357,7 +372,7 @@ def apply_dafnet_to_model(
     if copy:
         model = deepcopy(model)
     sequence = _sequence(model, dafnet, hparams)
-    sequence.extend(model, dafnet, sequence.encode(tok, requests, model), hparams)
+    sequence.extend(model, dafnet, sequence.encode(tok, requests, model, hparams.wording), hparams)
     setattr(model, STATE, sequence)
     originals = {k: v.clone() for k, v in sequence.originals.items()} if return_orig_weights else {}
     return model, originals

@@ -13,6 +13,8 @@ from typing import Any
 
 from .bench.answers import first_word
 from .bench.passes import Passes
+from .prompts import Wording, chat_form, is_unspaced, question
+from .records import AS_GIVEN, token_ids
 
 TOKENS = 8  # that are asked for, or more where the target needs them
 AT_ONCE = 128  # questions between two looks at whether to stop
@@ -43,8 +45,7 @@ def says(text: str, target: str) -> bool:
     """Whether a text begins with a target that ends where a word does."""
     text, target = text.strip(), target.strip()
     rest = text[len(target) :]
-    # Letters without case are of scripts that may be written without spaces between words.
-    goes_on = target[-1:].isalnum() and (rest[:1].isdigit() or rest[:1].lower() != rest[:1].upper())
+    goes_on = target[-1:].isalnum() and rest[:1].isalnum() and not is_unspaced(rest[0])
     return text.startswith(target) and not goes_on
 
 
@@ -60,25 +61,35 @@ class Check:
     Args:
         tok: The model's tokenizer.
         requests: The facts in the order of their edits. Of several of one prompt the last counts.
+        wording: How they are put to the model.
     """
 
-    def __init__(self, tok: Any, requests: Sequence[Mapping[str, Any]]) -> None:
-        self.tok, self.requests = tok, requests
+    def __init__(
+        self, tok: Any, requests: Sequence[Mapping[str, Any]], wording: Wording = AS_GIVEN
+    ) -> None:
+        self.tok, self.requests, self.wording = tok, requests, wording
         self._passes = Passes(tok)
-        self._last = {request["prompt"]: i for i, request in enumerate(requests)}
+        self._prompts = [self._asked(request["prompt"]) for request in requests]
+        self._last = {prompt: i for i, prompt in enumerate(self._prompts)}
         self.questions = [q for i in range(len(requests)) for q in self._of(i)]
 
     def __len__(self) -> int:
         """How many prompts are asked."""
         return len({q.prompt for q in self.questions})
 
+    def _asked(self, prompt: str | Sequence[Mapping[str, str]]) -> str:
+        """A prompt, or messages, as the model is asked."""
+        if self.wording.use_chat_template or not isinstance(prompt, str):
+            return chat_form(self.tok, prompt)
+        return prompt
+
     def _of(self, i: int) -> list[Question]:
         request = self.requests[i]
         target, (rephrases, neighbours) = request["target_new"], probes_of(request)
         return [
-            Question(i, "target", request["prompt"], target),
-            *(Question(i, "rephrase", prompt, target) for prompt in rephrases),
-            *(Question(i, "neighbour", prompt, None) for prompt in neighbours),
+            Question(i, "target", self._prompts[i], target),
+            *(Question(i, "rephrase", self._asked(prompt), target) for prompt in rephrases),
+            *(Question(i, "neighbour", self._asked(prompt), None) for prompt in neighbours),
         ]
 
     def ask(self, model: Any, between: Callable[[int], None]) -> dict[str, str]:
@@ -91,9 +102,9 @@ class Check:
         tokens: dict[str, int] = {}
         for q in self.questions:
             # One more than it has shows where it ends.
-            needed = len(self.tok(f" {q.target}")["input_ids"]) + 1 if q.target else 0
+            needed = len(token_ids(self.tok, [f" {q.target}"])[0]) + 1 if q.target else 0
             tokens[q.prompt] = max(TOKENS, needed, tokens.get(q.prompt, 0))
-        encoded = dict(zip(tokens, self.tok(list(tokens))["input_ids"], strict=True))
+        encoded = dict(zip(tokens, token_ids(self.tok, list(tokens)), strict=True))
         said: dict[str, str] = {}
         # Those that share a pass are of about one length.
         order = sorted(tokens, key=lambda prompt: (tokens[prompt], len(encoded[prompt])))
@@ -113,10 +124,10 @@ class Check:
         """What holds, but for the requests with the numbers `left_out`, which were not edited."""
         facts: dict[int, dict[str, Any]] = {
             i: {
-                "prompt": request["prompt"],
+                "prompt": question(self._prompts[i]),
                 "subject": request.get("subject"),
                 "target_new": request["target_new"],
-                "edited_again": self._last[request["prompt"]] != i,
+                "edited_again": self._last[self._prompts[i]] != i,
                 "answers": [],
             }
             for i, request in enumerate(self.requests)

@@ -11,6 +11,12 @@ class RequestError(ValueError):
     """An edit request that cannot be used; the message says which one and why."""
 
 
+def refuse(problems: Mapping[int, str], names: Sequence[str] | None = None) -> None:
+    """Raise RequestError where there are problems, by the number of their request."""
+    for i, problem in problems.items():
+        raise RequestError(f"{names[i] if names else f'Request {i}'}: {problem}.")
+
+
 def check_requests(requests: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The requests as a list, once each is known to have a prompt and a target_new with text."""
     if isinstance(requests, Mapping):

@@ -61,7 +61,7 @@ class EditRun:
         hparams.torch_device  # noqa: B018, refused before anything is loaded
         self.tok = self._tokenizer()
         self.requests = usable(records, self._encodable, args.skip_unfit, left_out)
-        self.check = Check(self.tok, self.requests)
+        self.check = Check(self.tok, self.requests, hparams.wording)
         self.stop = StopSignals()
 
     def _tokenizer(self) -> Any:
@@ -78,7 +78,8 @@ class EditRun:
     def _encodable(self, requests: Sequence[Any]) -> list[Any]:
         """The requests. Raises RequestError about those that the model cannot be edited with."""
         model = SimpleNamespace(config=self.config)
-        encode_requests(self.tok, requests, model, self.hparams.fusion == "least_squares")
+        at_subject = self.hparams.fusion == "least_squares"
+        encode_requests(self.tok, requests, model, at_subject, self.hparams.wording)
         return list(requests)
 
     # ---- the run --------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .dafnet_main import EditSequence, Held
@@ -63,7 +64,7 @@ def is_state(path: Path) -> bool:
 
 
 class SavedState:
-    """A state that was read.
+    """A state in a file. Its tensors are read when they are needed.
 
     about: what was kept beside it. count: edits in it.
     """
@@ -75,12 +76,10 @@ class SavedState:
             with safe_open(path, "pt") as file:
                 if (found := (file.metadata() or {}).get("format")) != FORMAT:
                     raise ValueError(f"its format is {found!r}, not {FORMAT!r}")
-                # Copied: mapped from the file they would lie elsewhere in memory than before.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-            content = json.loads(tensors.pop(CONTENT).numpy().tobytes())
+                content = json.loads(file.get_tensor(CONTENT).numpy().tobytes())
             self.about: dict[str, Any] = content["about"]
             self.count: int = content["count"]
-            self._held = None if content["held"] is None else unpacked(content["held"], tensors)
+            self._held = content["held"]
         except DAMAGED as error:
             raise self._damaged(error) from None
 
@@ -92,7 +91,9 @@ class SavedState:
         if self._held is None:
             return
         try:
-            sequence.take_up(model, self._held, self.count)
+            # Copied: mapped from the file they would lie elsewhere in memory than before.
+            tensors = {name: t.clone() for name, t in load_file(self.path).items()}
+            sequence.take_up(model, unpacked(self._held, tensors), self.count)
         except DAMAGED as error:
             raise self._damaged(error) from None
 

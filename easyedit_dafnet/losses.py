@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .edit_requests import RequestError
 from .language_model import LanguageModel, Text, texts_of
-from .records import context_length, encode_targets, subject_positions
+from .prompts import Wording, after_context, chat_form
+from .records import AS_GIVEN, context_length, encode_targets, encode_worded
 
 Kind = Literal["reliability", "generality", "locality"]
 # The named losses and what they are about.
@@ -32,6 +33,7 @@ TEXT_FIELDS = (
     "prefix",
     "locality_prompt",
     "locality_ground_truth",
+    "target_space",
 )
 
 
@@ -58,24 +60,34 @@ class LossTerm:
 
 
 def record_texts(
-    tok: Any, record: Mapping[str, Any], model: Any, at_subject: bool = False
+    tok: Any,
+    record: Mapping[str, Any],
+    model: Any,
+    at_subject: bool = False,
+    wording: Wording = AS_GIVEN,
 ) -> dict[str, Text]:
     """The texts of a record by the loss they serve; those that it does not have are left out.
 
+    record: its prompt is put as `records.worded` does; the other texts are by `wording`.
     at_subject: the edit's own says where its subject ends.
     Raises RequestError for a text without target tokens or longer than the model's context.
     """
     prompt, target = record["prompt"], record["target_new"]
+
+    def form(prompt: str) -> str:
+        return chat_form(tok, prompt) if wording.use_chat_template else prompt
+
     asked = {"reliability": (prompt, target)}
     if record.get("rephrase_prompt"):
-        asked["rephrase"] = (record["rephrase_prompt"], target)
+        asked["rephrase"] = (form(record["rephrase_prompt"]), target)
     if record.get("prefix"):
-        asked["prefix"] = (f"{record['prefix']} {prompt}", target)
+        asked["prefix"] = (after_context(prompt, record["prefix"]), target)
     if record.get("locality_prompt"):
-        asked["locality"] = (record["locality_prompt"], record["locality_ground_truth"])
+        asked["locality"] = (form(record["locality_prompt"]), record["locality_ground_truth"])
     names = [f"the {name} text of {shorten(prompt, 60)!r}" for name in asked]
     prompts, answers = zip(*asked.values(), strict=True)
-    texts = texts_of(encode_targets(tok, prompts, answers, names))
+    spaces = [record.get("target_space")] * len(asked)
+    texts = texts_of(encode_targets(tok, prompts, answers, names, spaces))
     limit = context_length(model)
     for name, text in zip(names, texts, strict=True):
         if limit is not None and len(text) > limit:
@@ -85,7 +97,7 @@ def record_texts(
             )
     found = dict(zip(asked, texts, strict=True))
     if at_subject:
-        at = subject_positions(tok, [record])
+        at = encode_worded(tok, [record], model, at_subject).at
         found["reliability"] = replace(found["reliability"], at=at)
     return found
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,9 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from .edit_requests import RequestError, check_requests
-from .subjects import subject_of
+from .edit_requests import check_requests, refuse
+from .prompts import Wording, after_context, chat_form, with_target
+from .subjects import guess_subject, subject_spans
 
+LOG = logging.getLogger(__name__)
+AS_GIVEN = Wording()
 IGNORE = -100  # label of a position that no loss reads, as everywhere in transformers
 
 
@@ -73,54 +78,173 @@ def padded(ids: list[list[int]], labels: list[list[int]]) -> TokenBatch:
     )
 
 
+def added_tokens(tok: Any) -> tuple[list[int], list[int]]:
+    """What the tokenizer puts before and behind every text, such as a begin and an end token."""
+    bare, whole = tok("a", add_special_tokens=False)["input_ids"], tok("a")["input_ids"]
+    for start in range(len(whole) - len(bare) + 1):
+        if whole[start : (end := start + len(bare))] == bare:
+            return whole[:start], whole[end:]
+    return [], []
+
+
+def token_ids(tok: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Each text's tokens as a model reads them that is to go on with the text.
+
+    A token that the tokenizer puts before every text is among them, once, and also where the text
+    has it itself, as those in chat form do. One that it puts behind every text is not.
+    """
+    if not texts:
+        return []
+    first, _ = added_tokens(tok)
+    rows = tok(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return [ids if ids[: len(first)] == first else first + ids for ids in rows]
+
+
+def answer_start(prompt: Sequence[int], whole: Sequence[int]) -> int:
+    """The token of prompt and target at which the target begins.
+
+    That is where the tokens leave those of the prompt alone, so that tokenizers that merge across
+    the border are served too. At least 1: nothing before a first token could predict it.
+    """
+    pairs = enumerate(zip(prompt, whole, strict=False))
+    return max(next((t for t, (a, b) in pairs if a != b), len(prompt)), 1)
+
+
 def encode_targets(
-    tok: Any, prompts: Sequence[str], targets: Sequence[str], names: Sequence[str] | None = None
+    tok: Any,
+    prompts: Sequence[str],
+    targets: Sequence[str],
+    names: Sequence[str] | None = None,
+    spaces: Sequence[bool | None] | None = None,
 ) -> TokenBatch:
     """Tokenise prompt and target as one text, as a model would read it, and label the target.
 
-    A space is put before a target that has none. The target begins where the tokens leave those
-    of the prompt alone, so tokenizers that merge across the border are served too.
-    Raises RequestError for a target without tokens; it calls the text by its name.
+    Args:
+        tok: a tokenizer of transformers.
+        prompts: n texts.
+        targets: n texts; see `prompts.with_target` for the space before them.
+        names: what an error calls the texts.
+        spaces: whether a space stands before each target; None: as its prompt asks.
+
+    Raises:
+        RequestError: a target has no tokens.
     """
-    targets = [target if target.startswith(" ") else " " + target for target in targets]
-    wholes = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
-    encoded = tok([*prompts, *wholes])["input_ids"]
-    ids, labels = [], []
-    for i, (alone, whole) in enumerate(
-        zip(encoded[: len(wholes)], encoded[len(wholes) :], strict=True)
-    ):
-        start = next(
-            (t for t, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone)
-        )
-        # The first token has nothing before it that could predict it.
-        start = max(start, 1)
-        if start >= len(whole):
-            name = names[i] if names else f"Request {i}"
-            raise RequestError(
-                f"{name}: the target {targets[i].strip()!r} has no tokens in this tokenizer; "
-                "give one with visible text."
-            )
-        ids.append(whole)
-        labels.append([IGNORE] * (start - 1) + whole[start:] + [IGNORE])
-    return padded(ids, labels)
+    each = zip(prompts, targets, spaces or [None] * len(prompts), strict=True)
+    wholes = token_ids(tok, [with_target(*parts) for parts in each])
+    starts = [answer_start(*row) for row in zip(token_ids(tok, prompts), wholes, strict=True)]
+    refuse(
+        {
+            i: f"the target {targets[i].strip()!r} has no tokens in this tokenizer; give one with "
+            "visible text"
+            for i, (start, whole) in enumerate(zip(starts, wholes, strict=True))
+            if start >= len(whole) or not targets[i].strip()
+        },
+        names,
+    )
+    labels = [
+        [IGNORE] * (start - 1) + whole[start:] + [IGNORE]
+        for start, whole in zip(starts, wholes, strict=True)
+    ]
+    return padded(wholes, labels)
+
+
+def last_tokens(tok: Any, texts: Sequence[str], ends: Sequence[int]) -> list[int]:
+    """Of each text the last token, in `token_ids`, that begins before the character `end`."""
+    fast = getattr(tok, "is_fast", False)
+    more = {"return_offsets_mapping": True} if fast else {}
+    encoded = tok(list(texts), add_special_tokens=False, **more)
+    found = []
+    for i, (ids, end) in enumerate(zip(token_ids(tok, texts), ends, strict=True)):
+        bare = encoded["input_ids"][i]
+        if fast:
+            spans = enumerate(encoded["offset_mapping"][i])
+            place = max((t for t, (start, stop) in spans if start < min(end, stop)), default=0)
+        else:
+            place = _token_that_shows(tok, bare, texts[i][:end])
+        found.append(place + len(ids) - len(bare))  # behind a begin token
+    return found
+
+
+def _token_that_shows(tok: Any, ids: Sequence[int], text: str) -> int:
+    """The token with which all of a text is decoded that the tokens begin with.
+
+    For tokenizers that do not say where in a text their tokens lie.
+    """
+
+    def shown(text: str) -> int:  # but for what tokenizers put in and leave out: spaces, accents
+        parts = unicodedata.normalize("NFD", text)
+        return sum(not (c.isspace() or unicodedata.combining(c) or c == "\ufffd") for c in parts)
+
+    wanted = shown(text)
+    places = (t for t in range(len(ids)) if shown(tok.decode(ids[: t + 1])) >= wanted)
+    return next(places, len(ids) - 1)
+
+
+def worded(
+    tok: Any,
+    requests: Iterable[Mapping[str, Any]],
+    wording: Wording = AS_GIVEN,
+    at_subject: bool = False,
+    names: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """The requests as they are put to the model.
+
+    Args:
+        tok: its chat template turns messages into a text, and prompts where the settings say so.
+        requests: see `check_requests`.
+        wording: the settings.
+        at_subject: edits are written where their subjects end, so each gets the `subject` by the
+            words of its prompt; it is guessed where none is given.
+        names: what an error calls the requests.
+
+    Returns:
+        The requests, each with a text as its `prompt` and with its `target_space`.
+
+    Raises:
+        RequestError: which requests cannot be used, and why.
+    """
+    found: list[dict[str, Any]] = []
+    problems: dict[int, str] = {}
+    several: list[int] = []
+    for i, request in enumerate(check_requests(requests)):
+        found.append({"target_space": wording.target_space, **request})
+        try:
+            if wording.use_chat_template or not isinstance(request["prompt"], str):
+                found[i]["prompt"] = chat_form(tok, request["prompt"])
+            if at_subject:
+                spans = subject_spans(found[i], wording.subject == "guess")
+                found[i]["subject"] = found[i]["prompt"][slice(*spans[-1])]
+                several += [i] if len(spans) > 1 else []
+        except ValueError as error:
+            problems[i] = str(error)
+    refuse(problems, names)
+    if several:
+        LOG.warning(
+            "%d of %d requests, such as request %d, have their subject (%r) in several places of "
+            "the prompt; the edit is written at the last one.",
+            len(several), len(found), several[0], found[several[0]]["subject"],
+        )  # fmt: skip
+    return found
 
 
 def subject_positions(tok: Any, requests: Sequence[Mapping[str, Any]]) -> Tensor:
     """[n], the last token of each request's subject in its prompt, where its edit is written.
 
-    The subject's last occurrence counts. Requests without one get the name that the prompt seems
-    to be about. Raises RequestError for a subject that is not in the prompt.
+    The subject's last occurrence as words of its own counts; see `subjects.find_subject`. Requests
+    without one get the name that the prompt seems to be about.
+
+    Raises:
+        RequestError: a subject is not in its prompt.
     """
-    beginnings = []
+    ends: list[int] = []
+    problems: dict[int, str] = {}
     for i, request in enumerate(requests):
-        prompt, subject = request["prompt"], subject_of(request)
-        if not isinstance(subject, str) or subject not in prompt:
-            raise RequestError(
-                f"Request {i}: the subject {subject!r} is not in the prompt {prompt!r}; give the "
-                "words of the prompt that name what the fact is about, or no subject."
-            )
-        beginnings.append(prompt[: prompt.rindex(subject) + len(subject)])
-    return torch.tensor([len(ids) - 1 for ids in tok(beginnings)["input_ids"]])
+        try:
+            ends.append(subject_spans(request)[-1][1])
+        except ValueError as error:
+            problems[i] = str(error)
+    refuse(problems)
+    return torch.tensor(last_tokens(tok, [request["prompt"] for request in requests], ends))
 
 
 def prompt_numbers(batch: TokenBatch) -> Tensor:
@@ -139,8 +263,8 @@ def encode_passages(
 ) -> TokenBatch:
     """The first `max_tokens` of each passage, its last `fraction` of tokens to be predicted."""
     ids, labels = [], []
-    for passage in passages:
-        tokens = tok(passage)["input_ids"][:max_tokens]
+    for tokens in token_ids(tok, passages):
+        tokens = tokens[:max_tokens]
         following = tokens[1:]
         skip = len(following) - int(len(following) * fraction)
         ids.append(tokens)
@@ -155,28 +279,57 @@ def context_length(model: Any) -> int | None:
 
 def in_context(request: Mapping[str, Any], context: str) -> dict[str, Any]:
     """The request with its prompt after a text, and with a subject: none is guessed in the text."""
-    return {**request, "prompt": f"{context} {request['prompt']}", "subject": subject_of(request)}
+    prompt = request["prompt"]
+    subject = str(request.get("subject") or "").strip() or guess_subject(prompt)
+    return {**request, "prompt": after_context(prompt, context), "subject": subject}
 
 
 def encode_requests(
-    tok: Any, requests: Iterable[Mapping[str, Any]], model: Any, at_subject: bool = False
+    tok: Any,
+    requests: Iterable[Mapping[str, Any]],
+    model: Any,
+    at_subject: bool = False,
+    wording: Wording = AS_GIVEN,
 ) -> TokenBatch:
     """Check and tokenise edit requests: nothing is changed when one of them is unusable.
 
-    at_subject: the batch says where the subjects end, as the place that edits are written at.
+    Args:
+        tok: the model's tokenizer.
+        requests: see `check_requests`.
+        model: its configuration says how long texts may be.
+        at_subject: the batch says where the subjects end, as the place that edits are written at.
+        wording: see `worded`.
+
+    Raises:
+        RequestError: which requests cannot be used, and why.
     """
-    requests = check_requests(requests)
+    return encode_worded(tok, worded(tok, requests, wording, at_subject), model, at_subject)
+
+
+def encode_worded(
+    tok: Any, requests: Sequence[Mapping[str, Any]], model: Any, at_subject: bool = False
+) -> TokenBatch:
+    """Tokenise requests that are put as the model is asked them. Arguments as `encode_requests`."""
+    prompts = [request["prompt"] for request in requests]
     batch = encode_targets(
-        tok, [r["prompt"] for r in requests], [r["target_new"] for r in requests]
+        tok,
+        prompts,
+        [request["target_new"] for request in requests],
+        spaces=[request.get("target_space") for request in requests],
     )
-    if at_subject:
-        batch = replace(batch, at=subject_positions(tok, requests))
     limit = context_length(model)
     lengths = batch.attention_mask.sum(1).tolist()
-    for i, length in enumerate(lengths):
-        if limit is not None and length > limit:
-            raise RequestError(
-                f"Request {i}: prompt and target take {length} tokens, but the model's context "
-                f"holds {limit}; shorten the prompt."
-            )
+    refuse(
+        {
+            i: f"prompt and target take {length} tokens, but the model's context holds {limit}; "
+            "shorten the prompt"
+            for i, length in enumerate(lengths)
+            if limit is not None and length > limit
+        }
+    )
+    if at_subject:
+        ends = [subject_spans(request)[-1][1] for request in requests]
+        # A token over the border to the target is one of the target's: the one before it then.
+        at = torch.tensor(last_tokens(tok, prompts, ends))
+        batch = replace(batch, at=at.minimum(batch.targets.int().argmax(1)))
     return batch

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from .records import token_ids
+
 PIECE = 512  # tokens that are read together at most; longer passages are cut
 BATCH = 4096  # tokens of a batch, with padding
 
@@ -27,7 +29,7 @@ def pieces_of(
     pieces: list[Tensor] = []
     left = tokens
     for passage in passages:
-        ids = torch.tensor(tok(passage, verbose=False)["input_ids"][:left])
+        ids = torch.tensor(token_ids(tok, [passage])[0][:left])
         pieces += [piece for piece in ids.split(limit) if len(piece)]
         left -= len(ids)
         if left == 0:

@@ -34,12 +34,13 @@ from .archive import check_archive_folder
 from .checkpoint import dafnet_for, describe_base_model, save_dafnet
 from .dafnet import DAFNet
 from .dafnet_hparams import DAFNetTrainingHparams, SettingsError
-from .edit_requests import RequestError, check_requests, with_drawn_texts
+from .edit_requests import RequestError, check_requests, refuse, with_drawn_texts
 from .edited_weights import EditedWeights
 from .language_model import LanguageModel, Text, answer_width, inference_mode_of, texts_of
 from .least_squares import LeastSquares
 from .losses import KINDS, LossTerm, backward_losses, record_texts
-from .records import context_length, encode_passages
+from .prompts import question
+from .records import context_length, encode_passages, token_ids, worded
 from .resuming import Interrupted, StopSignals
 from .scoring import sequence_scores
 from .second_moments import pieces_of, sums_of_inputs
@@ -151,9 +152,10 @@ class DAFNetTrainer:
                 config.tokenizer_name
             )
         self.model, self.tok = model, tok
+        self.at_subject = config.fusion == "least_squares"
         for name, records in self.train_sets.items():
-            self.check_texts(records, f"train_set {name!r}")
-        self.check_texts(self.val_records, "val_set")
+            self.train_sets[name] = self.readable(records, f"train_set {name!r}")
+        self.val_records = self.readable(self.val_records, "val_set")
 
         self.random = random.Random(config.seed)
         torch.manual_seed(config.seed)
@@ -183,8 +185,9 @@ class DAFNetTrainer:
         self.language_model = LanguageModel(model, [m.name for m in self.modules])
         cache = Cache(config.cache_gb * 1e9, Path(config.results_dir))
         known = [r for records in self.train_sets.values() for r in records] + self.val_records
-        at_subject = config.fusion == "least_squares"
-        self.unedited = Unedited(self.language_model, tok, self.modules, cache, known, at_subject)
+        self.unedited = Unedited(
+            self.language_model, tok, self.modules, cache, known, self.at_subject, config.wording
+        )
         self.passages: list[Text] = []
         self.optimizer = torch.optim.Adam(
             [
@@ -221,13 +224,23 @@ class DAFNetTrainer:
             rate *= 0.05 + 0.95 * (1 + math.cos(math.pi * done)) / 2
         return rate
 
-    def check_texts(self, records: Sequence[Mapping[str, Any]], name: str) -> None:
-        """Raise RequestError for a record that could not be used when its turn comes."""
-        for i, record in enumerate(tqdm(records, desc=f"Reading {name}", leave=False, delay=2)):
+    def readable(self, records: Sequence[Mapping[str, Any]], name: str) -> list[Mapping[str, Any]]:
+        """The records as they are put to the model.
+
+        Raises RequestError for those that could not be used when their turn comes.
+        """
+        names = [f"{name}, record {i}" for i in range(len(records))]
+        wording, problems = self.config.wording, dict[int, str]()
+        found: list[Mapping[str, Any]] = []
+        if records:
+            found += worded(self.tok, records, wording, self.at_subject, names)
+        for i, record in enumerate(tqdm(found, desc=f"Reading {name}", leave=False, delay=2)):
             try:
-                record_texts(self.tok, record, self.model, self.config.fusion == "least_squares")
+                record_texts(self.tok, record, self.model, self.at_subject, wording)
             except RequestError as error:
-                raise RequestError(f"{name}, record {i}: {error}") from None
+                problems[i] = str(error).rstrip(".")
+        refuse(problems, names)
+        return found
 
     # ---- one step -------------------------------------------------------------------------------
 
@@ -360,9 +373,9 @@ class DAFNetTrainer:
 
     def generate_passages(self, length: int) -> list[str]:
         """What the unedited model itself goes on to say after the first words of some prompts."""
-        pool = [r["prompt"] for records in self.train_sets.values() for r in records]
+        pool = [question(r["prompt"]) for records in self.train_sets.values() for r in records]
         starts = [
-            self.tok(p)["input_ids"][:PASSAGE_START] for p in self.random.sample(pool, len(pool))
+            ids[:PASSAGE_START] for ids in token_ids(self.tok, self.random.sample(pool, len(pool)))
         ]
         starts = [s for s in starts if len(s) == PASSAGE_START][:PASSAGES_GENERATED]
         texts: list[str] = []

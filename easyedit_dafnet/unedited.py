@@ -16,6 +16,8 @@ from torch import Tensor
 
 from .language_model import TEXTS_AT_ONCE, LanguageModel, Text, inference_mode_of
 from .losses import KINDS, TEXT_FIELDS, record_texts
+from .prompts import Wording
+from .records import AS_GIVEN
 from .signals import EditedModule, EditSignals, collect_signals, concatenate
 
 RECORDS_TOGETHER = 16
@@ -112,7 +114,7 @@ class Unedited:
     rounded depends on their company, so a resumed run, which has to prepare them again, does so in
     the same `groups`: then it goes on with the same bits.
     records: those of the run, in an order that does not change; groups: their numbers in it.
-    at_subject: edits are written where their subjects end.
+    at_subject: edits are written where their subjects end. wording: how records are asked.
     """
 
     def __init__(
@@ -123,8 +125,9 @@ class Unedited:
         cache: Cache,
         records: Sequence[Mapping[str, Any]] = (),
         at_subject: bool = False,
+        wording: Wording = AS_GIVEN,
     ) -> None:
-        self.at_subject = at_subject
+        self.at_subject, self.wording = at_subject, wording
         self.model, self.tok, self.modules, self.cache = model, tok, modules, cache
         self.known: dict[Hashable, int] = {}
         self.numbered: list[Mapping[str, Any]] = []
@@ -168,7 +171,9 @@ class Unedited:
 
     def _prepare(self, group: Sequence[int]) -> list[Prepared]:
         each = [
-            record_texts(self.tok, self.numbered[n], self.model.model, self.at_subject)
+            record_texts(
+                self.tok, self.numbered[n], self.model.model, self.at_subject, self.wording
+            )
             for n in group
         ]
         with inference_mode_of(self.model.model):

@@ -114,8 +114,12 @@ def test_a_damaged_state_is_refused_in_one_sentence(
         content = content.replace(b'"Held"', b'"Path"')
         tensors[CONTENT] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         save_file(tensors, path, {"format": FORMAT})
+    other = solved.model()
+    sequence = start_sequence(other, solved.hparams())
     with pytest.raises(StateError, match="is damaged or of another version") as error:
-        SavedState(path)
+        SavedState(path).restore(sequence, other)
+    assert sequence.count == 0
+    assert_same_weights(other, solved.model())
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 

@@ -21,7 +21,6 @@ from easyedit_dafnet.records import (
     prompt_numbers,
     subject_positions,
 )
-from easyedit_dafnet.subjects import guess_subject
 from tests.conftest import Subject
 from tests.tiny import REQUESTS, TEXT, tokenizer
 
@@ -90,14 +89,8 @@ def test_slices_drop_padding_and_split_keeps_the_order() -> None:
 
 
 def test_a_target_without_tokens_is_refused() -> None:
-    class Blind:
-        """A tokenizer that strips spaces, as some do at the end of a text."""
-
-        def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
-            return {"input_ids": TOK([text.strip() for text in texts])["input_ids"]}
-
     with pytest.raises(RequestError, match="Request 1: the target '' has no tokens"):
-        encode_targets(Blind(), ["London", "Paris"], ["Rome", " "])
+        encode_targets(TOK, ["London", "Paris"], ["Rome", " "])
 
 
 def test_the_last_nine_tenths_of_a_passage_are_predicted() -> None:
@@ -210,29 +203,6 @@ def test_a_subject_that_is_not_in_the_prompt(subject: Subject, subject_name: Any
     requests = [REQUESTS[0], {"prompt": "The capital of France is", "subject": subject_name}]
     with pytest.raises(RequestError, match=r"Request 1: the subject .* is not in the prompt"):
         subject_positions(subject.tok, requests)
-
-
-@pytest.mark.parametrize(
-    ("prompt", "expected"),
-    [
-        ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux"),
-        ("What is the twin city of Lyon? It is", "Lyon"),
-        ("Where was the University of the Arts founded?", "University of the Arts"),
-        ("Jeff Bova's profession is an", "Jeff Bova"),
-        ("Apple A5 was created by", "Apple A5"),
-        ("In Paris they speak", "Paris"),
-        ("pastizz was formulated in", "pastizz"),
-        ("the capital of france is", "france"),
-        ("My dog is called", "dog"),
-        ("Is it true that water boils at", "water boils"),
-        ("Did Ann Lee write Emma?", "Ann Lee"),
-        ("Water boils at", "Water"),  # nothing else is there
-        ("Jazz of New York from", "Jazz of New York"),
-        ("what is", "what is"),
-    ],
-)
-def test_a_subject_that_nobody_names_is_guessed(prompt: str, expected: str) -> None:
-    assert guess_subject(prompt) == expected
 
 
 def test_a_request_after_a_text_stays_about_its_own_subject() -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from ..prompts import with_target
+from ..records import answer_start, token_ids
 from .answers import begins, can_be_said, exact_match, first_word, token_f1
 from .passes import Asked, Passes, context
 from .records import EditRecord, Probe
@@ -190,7 +192,7 @@ class Scorer:
         )
 
     def _can_be_said(self, answer: str) -> bool:
-        length = len(self.tok(answer)["input_ids"])
+        length = len(self.tok(answer, add_special_tokens=False)["input_ids"])
         return length <= self.max_new_tokens and can_be_said(answer)
 
     # ---- texts ----------------------------------------------------------------------------------
@@ -200,17 +202,16 @@ class Scorer:
     ) -> list[Forced]:
         """For each prompt and answer the answer's tokens, and those that the model puts first.
 
-        The text is prompt, space, answer, in the tokenizer's own tokens; its answer begins where
-        the prompt's tokens, counted alone, end.
+        The text is prompt and answer, with a space between them where the prompt asks for one, in
+        the tokenizer's own tokens; its answer begins where they leave those of the prompt alone.
         """
         unique = list(dict.fromkeys(asked))
         if not unique:
             return []
         prompts = [prompt for prompt, _ in unique]
-        encoded = self.tok([f"{prompt} {answer}" for prompt, answer in unique] + prompts)
-        wholes, alone = _halves(encoded["input_ids"])
-        # The first token has nothing before it that could predict it.
-        starts = [max(len(ids), 1) for ids in alone]
+        wholes = token_ids(self.tok, [with_target(*pair) for pair in unique])
+        alone = token_ids(self.tok, prompts)
+        starts = [answer_start(*pair) for pair in zip(alone, wholes, strict=True)]
         answers = [ids[start:] for ids, start in zip(wholes, starts, strict=True)]
         # The last token predicts nothing that is asked. Methods whose texts go one by one may look
         # at it even so, as they do in EasyEdit's scoring.
@@ -232,7 +233,7 @@ class Scorer:
         if not unique:
             return []
         texts = self._passes.generate(
-            model, self.tok(unique)["input_ids"], self.max_new_tokens, one_by_one
+            model, token_ids(self.tok, unique), self.max_new_tokens, one_by_one
         )
         found = dict(zip(unique, texts, strict=True))
         return [found[prompt] for prompt in prompts]
@@ -247,7 +248,7 @@ class Scorer:
         float. Raises ValueError when there is nothing to predict.
         """
         size = min(PERPLEXITY_WINDOW, context(model))
-        encoded = self.tok(list(passages))["input_ids"] if passages else []
+        encoded = token_ids(self.tok, passages)
         windows = [ids[t : t + size] for ids in encoded for t in range(0, len(ids), size)]
         windows = [window for window in windows if len(window) > 1]
         if not windows:
@@ -258,10 +259,6 @@ class Scorer:
 
 
 # -- Records --------------------------------------------------------------------------------------
-
-
-def _halves(rows: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    return rows[: len(rows) // 2], rows[len(rows) // 2 :]
 
 
 def _all(probes: Mapping[str, Sequence[Probe]]) -> list[Probe]:
