@@ -51,9 +51,10 @@ def needs_space(prompt: str) -> bool:
     Not after white space, an opening quote or bracket, the markup of a chat template, nor where
     the prompt's last letter is of a script that is written without spaces.
     """
-    if not prompt or prompt[-1].isspace() or prompt[-1] in OPENING or is_unspaced(prompt[-1]):
+    last = prompt[-1:]
+    if last.isspace() or (last and (last in OPENING or is_unspaced(last))):
         return False
-    if prompt[-1] in "\"'`":  # it opens where nothing is before it that it could close
+    if last and last in "\"'`":  # it opens where nothing is before it that it could close
         before = prompt[-2:-1]
         return not (before == "" or before.isspace() or before in OPENING)
     if (found := list(MARKUP.finditer(prompt))) and found[-1].end() == len(prompt):
