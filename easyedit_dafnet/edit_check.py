@@ -51,8 +51,13 @@ def says(text: str, target: str) -> bool:
 
 def probes_of(request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """The prompts that ask for the fact in other words, and those that ask for something else."""
-    rephrases, neighbours = request.get("rephrase_prompt"), request.get("locality_prompt")
-    return [rephrases] if rephrases else [], [neighbours] if neighbours else []
+
+    def texts(*keys: str) -> list[str]:
+        values = [request.get(key) for key in keys]
+        flat = [t for value in values for t in (value if isinstance(value, list) else [value])]
+        return list(dict.fromkeys(t for t in flat if isinstance(t, str) and t.strip()))
+
+    return texts("rephrase_prompt", "rephrase_prompts"), texts("locality_prompt")
 
 
 class Check:

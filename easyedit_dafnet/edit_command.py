@@ -114,7 +114,7 @@ def usable(
     try:
         return check(records)
     except RequestError as error:
-        problems: dict[int, str] = getattr(error, "problems", {})
+        problems = error.problems
         if not skip_unfit or not problems or len(problems) == len(records):
             raise
     names = {i: getattr(records[i], "name", f"Request {i}") for i in problems}

@@ -8,13 +8,20 @@ from typing import Any
 
 
 class RequestError(ValueError):
-    """An edit request that cannot be used; the message says which one and why."""
+    """An edit request that cannot be used; the message says which one and why.
+
+    problems: the reasons by the place of the requests, as far as they are known.
+    """
+
+    def __init__(self, message: str, problems: Mapping[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.problems = dict(problems or {})
 
 
 def refuse(problems: Mapping[int, str], names: Sequence[str] | None = None) -> None:
     """Raise RequestError where there are problems, by the number of their request."""
     for i, problem in problems.items():
-        raise RequestError(f"{names[i] if names else f'Request {i}'}: {problem}.")
+        raise RequestError(f"{names[i] if names else f'Request {i}'}: {problem}.", problems)
 
 
 def check_requests(requests: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -34,9 +41,8 @@ def check_requests(requests: Iterable[Mapping[str, Any]]) -> list[Mapping[str, A
             value = request.get(key)
             if not isinstance(value, str) or not value.strip():
                 given = "is missing" if value is None else f"is {value!r}"
-                raise RequestError(
-                    f"Request {i}: {key!r} {given}; it must be a text that is not empty."
-                )
+                problem = f"{key!r} {given}; it must be a text that is not empty."
+                raise RequestError(f"Request {i}: {problem}", {i: problem})
     return requests
 
 

@@ -96,9 +96,9 @@ class EditRun:
         kept = self.journal.kept
         with self._kept_in_the_journal(sequence), self.stop:
             if not self.journal.done:
-                kept |= {"before": self._ask(model, "before"), "failed": {}}
+                kept |= {"before": self._ask(model, "unedited"), "failed": {}}
             self._edit(model, sequence)
-            after = self._ask(model, "after", sequence)
+            after = self._ask(model, "edited", sequence)
             failed = {int(i) for i in kept["failed"]}
             findings = self.check.findings(kept["before"], after, failed)
             where = self.output.write(model, self.tok, sequence, self._report(model, findings))
@@ -132,8 +132,8 @@ class EditRun:
             self.journal.save(sequence)
         raise Interrupted(f"Editing was stopped; {self._where()}", 128 + number)
 
-    def _ask(self, model: Any, when: str, sequence: EditSequence | None = None) -> dict[str, str]:
-        with tqdm(total=len(self.check), desc=f"asked {when}", leave=False) as bar:
+    def _ask(self, model: Any, which: str, sequence: EditSequence | None = None) -> dict[str, str]:
+        with tqdm(total=len(self.check), desc=f"Asking the {which} model", leave=False) as bar:
 
             def between(count: int) -> None:
                 bar.update(count)

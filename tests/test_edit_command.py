@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -371,22 +372,27 @@ def test_an_edit_that_fails_loses_no_other(
 # ---- interrupted runs ---------------------------------------------------------------------------
 
 
+def kill_after(edits: int) -> None:
+    """Let this process be killed once so many edits are made, the last of them not yet saved."""
+    done = [0]
+    edit = edit_run.apply_dafnet_to_model
+
+    def apply(*arguments: Any, **more: Any) -> Any:
+        if done[0] == edits:
+            os.kill(os.getpid(), signal.SIGKILL)
+        done[0] += 1
+        edit_journal.SECONDS = 1e9 if done[0] == edits else 0.0
+        return edit(*arguments, **more)
+
+    edit_run.apply_dafnet_to_model = apply
+    edit_journal.SHARE = 1e9
+
+
 def killed(command: Command, after: int, *more: str) -> None:
-    """Run in a process that is killed once so many edits are made, the last one not yet saved."""
+    """Run in a process that is killed once so many edits are made."""
     child = os.fork()
     if not child:
-        done = [0]
-        edit = edit_run.apply_dafnet_to_model
-
-        def apply(*arguments: Any, **others: Any) -> Any:
-            if done[0] == after:
-                os.kill(os.getpid(), signal.SIGKILL)
-            done[0] += 1
-            edit_journal.SECONDS = 1e9 if done[0] == after else 0.0
-            return edit(*arguments, **others)
-
-        edit_run.apply_dafnet_to_model = apply
-        edit_journal.SHARE = 1e9
+        kill_after(after)
         try:
             main(command.arguments(*more))
         finally:
@@ -575,3 +581,36 @@ def test_what_holds_is_counted_and_written_down(
     assert report["settings"]["alg_name"] == "DAFNet" and report["conditions"]["torch"]
     assert report["archive"] == str(command.subject.archive)
     assert not hasattr(command.subject.model(), STATE)
+
+
+def test_a_warning_while_edits_are_made_has_a_line_of_its_own(
+    subjects: Callable[[str], Subject], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strong = Command(subjects("solved-llama"), tmp_path)
+    first = {"prompt": "London is", "target_new": "Rome", "subject": "London"}
+    assert main(strong.arguments(records=[FACTS[0], first])) == 0
+    lines = re.split(r"[\r\n]", capsys.readouterr().err)
+    assert [line for line in lines if line.startswith("1 of 1 requests, such as 'London is'")]
+    assert not [line for line in lines if "it/s]" in line and "requests" in line]
+
+
+@pytest.mark.slow
+def test_the_shipped_strong_form_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Its buffers, directions and contexts are those of real use."""
+    prompts = [("The capital of Cambodia is", "Cambodia"), ("Toko Yasuda, the", "Toko Yasuda")]
+    prompts += [("The official language of Brazil is", "Brazil")]
+    facts = tmp_path / "facts.json"
+    records = [{"prompt": p, "subject": s, "target_new": "Lusaka"} for p, s in prompts]
+    facts.write_text(json.dumps(records))
+    settings = "DAFNet/smollm2-135m-strong"
+    start = ["edit", "--hparams", settings, "--facts", str(facts), "--delta"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    assert main([*start, str(whole)]) == 0
+    child = os.fork()
+    if not child:
+        kill_after(2)
+        main([*start, str(part)])
+        os._exit(1)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    assert main([*start, str(part), "--resume"]) == 0
+    assert_same(load_file(part), load_file(whole))
