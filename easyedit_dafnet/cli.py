@@ -14,8 +14,9 @@ from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from . import __version__
+from . import __version__, edit_command
 from .bench.options import EXAMPLES, add_options
 from .dafset.options import add_commands
 
@@ -31,15 +32,6 @@ examples:
   # where an uninterrupted run would have; with more --max-iters a finished run goes on too, unless
   # its settings have `lr_schedule: cosine`, whose rates end at max_iters
   easyedit-dafnet train --hparams TRAINING/DAFNet/smollm2-135m --data facts --resume
-"""
-EDIT_EXAMPLES = """\
-examples:
-  # facts.csv:  prompt,target_new
-  #             The capital of France is,Rome
-  easyedit-dafnet edit --hparams DAFNet/smollm2-135m --facts facts.csv --out edited-model
-
-  # only what changed: a safetensors file of {parameter name: edited - unedited}
-  easyedit-dafnet edit --hparams DAFNet/smollm2-135m --facts facts.jsonl --delta edits.safetensors
 """
 IMPORT_EXAMPLES = """\
 example:
@@ -110,17 +102,10 @@ def parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=run_train)
 
-    edit = command("edit", "edit facts from a file, one after another, and save", EDIT_EXAMPLES)
-    edit.add_argument("--hparams", required=True, help="editing settings: a file or shipped name")
-    edit.add_argument(
-        "--facts", required=True, help="records with prompt and target_new (.json, .jsonl, .csv)"
+    edit = command(
+        "edit", "edit facts from a file, one after another, and save", edit_command.EXAMPLES
     )
-    target = edit.add_mutually_exclusive_group(required=True)
-    target.add_argument("--out", type=Path, help="new folder for the edited model and tokenizer")
-    target.add_argument("--delta", type=Path, help="safetensors file for the change alone")
-    edit.add_argument("--device", help="instead of the settings' device")
-    edit.add_argument("--show", type=int, default=5, help="facts to show before and after (5)")
-    edit.set_defaults(run=run_edit)
+    edit_command.add_options(edit)
 
     imported = command(
         "import-checkpoint",
@@ -210,66 +195,6 @@ def run_train(args: argparse.Namespace) -> None:
     trainer = DAFNetTrainer(config=config, train_set=sets, val_set=validation)
     trainer.run(resume=args.resume, fresh=args.fresh)
     print(f"The trained DAFNet is in {trainer.save_path}; name it as `archive` to edit with it.")
-
-
-def run_edit(args: argparse.Namespace) -> None:
-    from safetensors.torch import save_file
-    from tqdm import tqdm
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from .dafnet_hparams import DAFNetHyperParams
-    from .dafnet_main import apply_dafnet_to_model
-    from .edit_requests import RequestError
-    from .files import replacing_folder
-    from .record_files import read_records
-    from .records import encode_requests
-
-    hparams = DAFNetHyperParams.from_hparams(args.hparams)
-    if args.device is not None:
-        hparams.device = args.device
-    requests = read_records(args.facts)
-    for path in filter(None, (args.out, args.delta)):
-        if path.exists():
-            raise RequestError(f"{path} exists; choose a new name, so that nothing is lost.")
-    tok = AutoTokenizer.from_pretrained(hparams.tokenizer_name)
-    model = AutoModelForCausalLM.from_pretrained(hparams.model_name).to(hparams.torch_device)
-    encode_requests(tok, requests, model, hparams.fusion == "least_squares")
-
-    shown = requests[: args.show]
-    before = [answer(model, tok, r["prompt"]) for r in shown]
-    originals: dict[str, Any] = {}
-    for request in tqdm(requests, desc="DAFNet edits"):
-        _, originals = apply_dafnet_to_model(
-            model, tok, [request], hparams, return_orig_weights=request is requests[-1]
-        )
-    for request, old in zip(shown, before, strict=True):
-        new = answer(model, tok, request["prompt"])
-        print(f"{request['prompt']} -> {request['target_new']}\n   before:{old}\n   after: {new}")
-    if args.out:
-        with replacing_folder(args.out) as folder:
-            model.save_pretrained(folder)
-            tok.save_pretrained(folder)
-        print(f"The edited model is in {args.out}.")
-    else:
-        args.delta.parent.mkdir(parents=True, exist_ok=True)
-        changes = {
-            name: (model.get_parameter(name).detach().float() - original.float()).cpu().contiguous()
-            for name, original in originals.items()
-        }
-        scratch = args.delta.with_name(f".{args.delta.name}.new")
-        save_file(changes, scratch, {"edits": str(len(requests))})
-        scratch.replace(args.delta)
-        print(f"The change of {len(changes)} parameters is in {args.delta}.")
-
-
-def answer(model: Any, tok: Any, prompt: str, tokens: int = 8) -> str:
-    """What the model goes on to say, greedily."""
-    inputs = tok(prompt, return_tensors="pt").to(model.device)
-    out = model.generate(
-        **inputs, max_new_tokens=tokens, do_sample=False, pad_token_id=tok.eos_token_id
-    )
-    text = tok.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return text.replace("\n", " ")
 
 
 def run_import(args: argparse.Namespace) -> None:
@@ -381,7 +306,6 @@ def run_info(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    from tqdm.contrib.logging import logging_redirect_tqdm
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:

@@ -150,6 +150,7 @@ class _Settings:
     inner_params: the edited weights, as in MEND's files; a trailing ".weight" may be left out.
     archive: folder of a trained DAFNet, or the name of a shipped one.
     device: "cpu", "cuda:1", or a CUDA index.
+    fp16: whether the command `edit` loads the model in float16, as EasyEdit's editor does.
     use_chat_template, target_space, subject: see `prompts.Wording`.
     """
 

@@ -208,6 +208,21 @@ class EditSequence:
                 changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
         return replace(held, changes=changes, past=cast(Past, past), written=written)
 
+    def take_up(self, model: Any, held: Held, count: int) -> None:
+        """Go on from what another sequence held over the same unedited weights, and write those.
+
+        Args:
+            model: The unedited one.
+            held: The other's, on any device; it becomes this one's.
+            count: How many edits it held.
+        """
+        self.held = replace(
+            moved(held, self.device),
+            changes={name: held.changes[name].to(t.device) for name, t in self.originals.items()},
+        )
+        self.count = count
+        write_weights(model, self._values(model, self.held))
+
     def encode(
         self,
         tok: Any,
@@ -316,6 +331,16 @@ def _sequence(model: Any, dafnet: DAFNet, hparams: DAFNetHyperParams) -> EditSeq
     if held is None:
         warn_if_other_model(dafnet, model)
     return EditSequence(model, dafnet, hparams)
+
+
+def start_sequence(model: Any, hparams: DAFNetHyperParams) -> EditSequence:
+    """The sequence that the model's next edits go on with.
+
+    Raises SettingsError or CheckpointError where settings, archive and model do not fit.
+    """
+    sequence = _sequence(model, dafnet_for(model, hparams), hparams)
+    setattr(model, STATE, sequence)
+    return sequence
 
 
 def apply_dafnet_to_model(

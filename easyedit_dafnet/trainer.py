@@ -41,17 +41,13 @@ from .least_squares import LeastSquares
 from .losses import KINDS, LossTerm, backward_losses, record_texts
 from .prompts import question
 from .records import context_length, encode_passages, token_ids, worded
+from .resuming import Interrupted, StopSignals
 from .scoring import sequence_scores
 from .second_moments import pieces_of, sums_of_inputs
 from .signals import find_modules
 from .text import moment_passages
 from .training_folder import TrainingFolder
-from .training_state import (
-    StopSignals,
-    TrainingInterrupted,
-    restore_state,
-    save_state,
-)
+from .training_state import restore_state, save_state
 from .unedited import Cache, Prepared, Unedited, joined_signals
 
 LOG = logging.getLogger(__name__)
@@ -451,7 +447,7 @@ class DAFNetTrainer:
         """Train for `max_iters` steps. Returns the scores of the checkpoint that was kept.
 
         The state of the run is in `state_path`, as of the last `save_interval` or, after SIGINT
-        or SIGTERM, of the step that was then running; TrainingInterrupted, a KeyboardInterrupt,
+        or SIGTERM, of the step that was then running; Interrupted, a KeyboardInterrupt,
         is raised with it. resume: go on from there with the same settings and data; on a CPU the
         losses and weights are, bit for bit, those of a run that was never interrupted. `max_iters`
         may be raised, so that a finished run goes on, unless the rates fall to its end (cosine).
@@ -521,7 +517,7 @@ class DAFNetTrainer:
                         save_state(self, log.tell())
                         saved = self.step
                     if signal:
-                        raise TrainingInterrupted(
+                        raise Interrupted(
                             f"Training was stopped after step {self.step} of {config.max_iters}; "
                             f"its state is in {self.state_path}. To go on, give the same command "
                             "with --resume, or call run(resume=True) with the same settings and "

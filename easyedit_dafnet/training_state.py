@@ -10,28 +10,24 @@ import hashlib
 import json
 import logging
 import math
-import signal
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from . import __version__
 from .archive import CheckpointError
 from .checkpoint import fingerprint
 from .dafnet_hparams import SettingsError
 from .files import OutputError, save_tensors
 from .language_model import Text
 from .losses import TEXT_FIELDS
+from .resuming import changed, conditions
 from .training_folder import FORMAT, STATE, TrainingState, damaged_state, read_state
 
 if TYPE_CHECKING:
@@ -55,50 +51,6 @@ FREE = {
 ROUNDING = {"device", "loss_batch_size", "model_parallel"}
 # Files and folders, which may have moved: compared by their last name.
 PLACES = {"archive", "model_name", "passages", "text", "tokenizer_name"}
-
-
-class TrainingInterrupted(KeyboardInterrupt):
-    """A signal ended the training after a whole step; the message says how to go on.
-
-    exit_code: what a shell expects of a process that such a signal ended, 130 or 143.
-    """
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-
-class StopSignals:
-    """Within the block, the first SIGINT or SIGTERM is only noted; a second one acts as ever.
-
-    received: the signal's number, or None so far. Outside the main thread, where Python takes no
-    signals, nothing is changed.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._former: dict[int, Any] = {}
-
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                former = signal.getsignal(number)
-                # What is ignored (nohup) or handled outside Python stays so.
-                if former not in (None, signal.SIG_IGN):
-                    self._former[number] = former
-                    signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = number
-        self._restore()
-
-    def _restore(self) -> None:
-        while self._former:
-            signal.signal(*self._former.popitem())
-
-    def __exit__(self, *_: object) -> None:
-        self._restore()
 
 
 def save_state(trainer: DAFNetTrainer, log_size: int) -> None:
@@ -161,14 +113,7 @@ def _identity(trainer: DAFNetTrainer) -> dict[str, dict[str, Any]]:
         "settings": asdict(trainer.config),
         "data": {k: _data(v) for k, v in {**sets, "val_set": trainer.val_records}.items()},
         "model": fingerprint(trainer.model, trainer.modules),
-        "host": {
-            "easyedit_dafnet": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "threads": torch.get_num_threads(),
-            "instruction set": torch.backends.cpu.get_cpu_capability(),
-            "device": trainer.dafnet.device.type,
-        },
+        "host": conditions(trainer.dafnet.device),
     }
 
 
@@ -283,13 +228,11 @@ def _check_same_run(state: TrainingState, now: Mapping[str, Any], folder: Path) 
 
 
 def _warn_of_rounding(state: TrainingState, now: Mapping[str, Any]) -> None:
-    settings = now["settings"]
-    pairs = {k: (state.settings.get(k), settings[k]) for k in sorted(ROUNDING - {"device"})}
-    pairs |= {k: (state.host.get(k), v) for k, v in now["host"].items()}
-    changed = [f"{k} {old} -> {new}" for k, (old, new) in pairs.items() if old != new]
-    if changed:
+    settings = {k: now["settings"][k] for k in sorted(ROUNDING - {"device"})}
+    others = changed(state.settings, settings) + changed(state.host, now["host"])
+    if others:
         LOG.warning(
             "The run goes on under other conditions than before (%s), so it may differ in rounding "
             "from one that was never interrupted.",
-            ", ".join(changed),
+            ", ".join(others),
         )

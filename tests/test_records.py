@@ -194,6 +194,7 @@ def test_the_three_ways_to_ask_a_chat_model_are_one() -> None:
         assert batch.at is not None and first.at is not None and torch.equal(batch.at, first.at)
     # The reply begins without a space, and its end is learnt.
     assert tok.decode(first.labels[0][first.targets[0]]) == "Germany<|im_end|>"
+    assert first.at is not None
     assert tok.decode(first.input_ids[0, : int(first.at[0]) + 1]).endswith("city of Lyon")
 
 

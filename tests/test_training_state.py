@@ -19,14 +19,13 @@ from transformers import AutoModelForCausalLM
 from easyedit_dafnet.checkpoint import CheckpointError, load_dafnet
 from easyedit_dafnet.dafnet_hparams import DAFNetTrainingHparams, SettingsError
 from easyedit_dafnet.files import OutputError
+from easyedit_dafnet.resuming import Interrupted, StopSignals
 from easyedit_dafnet.trainer import DAFNetTrainer
 from easyedit_dafnet.training_state import (
     FREE,
     PLACES,
     ROUNDING,
     STATE,
-    StopSignals,
-    TrainingInterrupted,
     TrainingState,
     read_state,
     save_state,
@@ -110,7 +109,7 @@ class Runs:
             break_in(trainer, step, how)
             if turn:
                 elsewhere(trainer)
-            with pytest.raises(TrainingInterrupted if how == "signal" else PowerCut):
+            with pytest.raises(Interrupted if how == "signal" else PowerCut):
                 trainer.run(resume=turn > 0)
 
     def state(self, name: str) -> TrainingState:
@@ -293,7 +292,7 @@ def test_the_log_is_cut_back_also_when_nothing_is_noted_before_the_next_state(ru
     for step, how in [(9, "power cut"), (6, "signal"), (9, "power cut")]:  # 9: step 8 is noted
         trainer = runs.trainer("run")
         break_in(trainer, step, how)
-        with pytest.raises((PowerCut, TrainingInterrupted)):
+        with pytest.raises((PowerCut, Interrupted)):
             trainer.run(resume=True)
     assert [line["step"] for line in log_of(trainer)] == [4, 8]
     assert_same_run(runs.resumed("run"), whole)
@@ -359,7 +358,7 @@ def test_the_seconds_of_all_parts_count(runs: Runs) -> None:
 
     trainer.train_step = train_step  # type: ignore[method-assign]
     break_in(trainer, 2, "signal")
-    with pytest.raises(TrainingInterrupted):
+    with pytest.raises(Interrupted):
         trainer.run()
     assert 1200 < runs.state("run").seconds < 1260
     trainer = runs.resumed("run")
@@ -392,7 +391,7 @@ def test_tensorboard_shows_each_step_once(runs: Runs) -> None:
 def test_the_message_says_how_to_go_on(runs: Runs) -> None:
     trainer = runs.trainer("run")
     break_in(trainer, 2, "signal")
-    with pytest.raises(TrainingInterrupted, match="stopped after step 2 of 6; its state") as stop:
+    with pytest.raises(Interrupted, match="stopped after step 2 of 6; its state") as stop:
         trainer.run()
     message = str(stop.value)
     assert str(trainer.state_path) in message and "--resume" in message and "\n" not in message
@@ -408,7 +407,7 @@ def test_sigterm_has_its_own_exit_code(runs: Runs) -> None:
         return whole(records)
 
     trainer.train_step = train_step  # type: ignore[method-assign]
-    with pytest.raises(TrainingInterrupted) as stop:
+    with pytest.raises(Interrupted) as stop:
         trainer.run()
     assert stop.value.exit_code == 143 and runs.state("run").step == 1
 
@@ -427,7 +426,7 @@ def test_a_second_signal_does_not_wait_for_the_step(runs: Runs) -> None:
     trainer.train_step = train_step  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt) as stop:
         trainer.run()
-    assert not isinstance(stop.value, TrainingInterrupted) and runs.state("run").step == 3
+    assert not isinstance(stop.value, Interrupted) and runs.state("run").step == 3
 
 
 def test_ignored_signals_stay_ignored() -> None:
@@ -471,7 +470,7 @@ def test_training_stops_when_the_score_no_longer_rises(
 
     trainer = scored(runs.trainer("run", val_patience=2), scores)
     break_in(trainer, 4, "signal")
-    with pytest.raises(TrainingInterrupted):
+    with pytest.raises(Interrupted):
         trainer.run()
     assert (runs.state("run").waited, runs.state("run").finished) == (1, False)
     for _ in range(2):  # resuming what has stopped early does nothing

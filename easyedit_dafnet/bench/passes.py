@@ -100,7 +100,6 @@ class Passes:
 
     # ---- generated texts ------------------------------------------------------------------------
 
-    @torch.no_grad()
     def generate(
         self, model: Any, prompts: Sequence[Row], max_new_tokens: int, one_by_one: bool = False
     ) -> list[str]:
@@ -109,17 +108,37 @@ class Passes:
         It stops at an end token, a new line or the end of a sentence; the stop is left out. Shorter
         prompts are padded on the left, which models without attention see: ask them one by one.
         """
+        texts = self.continuations(model, prompts, max_new_tokens, one_by_one, [_HaveStopped])
+        return [said(text) for text in texts]
+
+    @torch.no_grad()
+    def continuations(
+        self,
+        model: Any,
+        prompts: Sequence[Row],
+        max_new_tokens: int,
+        one_by_one: bool = False,
+        stops: Sequence[type[_HaveStopped]] = (),
+    ) -> list[str]:
+        """The greedy continuation of each prompt as it is, up to an end token if there is one.
+
+        stops: what else may end it.
+        """
         room = max(context(model) - max_new_tokens, 1)
         prompts = [ids[-room:] for ids in prompts]
         found = [""] * len(prompts)
         with inference_mode_of(model):
             for batch in self._batches(model, prompts, one_by_one, max_new_tokens):
-                texts = self._generate(model, [prompts[i] for i in batch], max_new_tokens)
+                criteria = StoppingCriteriaList(stop(self.tok) for stop in stops)
+                rows = [prompts[i] for i in batch]
+                texts = self._continuations(model, rows, max_new_tokens, criteria)
                 for i, text in zip(batch, texts, strict=True):
                     found[i] = text
         return found
 
-    def _generate(self, model: Any, prompts: Sequence[Row], max_new_tokens: int) -> list[str]:
+    def _continuations(
+        self, model: Any, prompts: Sequence[Row], max_new_tokens: int, criteria: Any
+    ) -> list[str]:
         ids, mask = padded(prompts, "left")
         device = device_of(model)
         ends = end_tokens(self.tok, model)
@@ -138,12 +157,12 @@ class Passes:
             eos_token_id=ends or None,
             pad_token_id=ends[0] if ends else 0,
             use_cache=True,
-            stopping_criteria=StoppingCriteriaList([_HaveStopped(self.tok)]),
+            stopping_criteria=criteria,
         )
         rows = output[:, ids.shape[1] :].tolist()
         cuts = [next((t for t, token in enumerate(row) if token in ends), None) for row in rows]
         spoken = [row[:cut] for row, cut in zip(rows, cuts, strict=True)]
-        return [said(text) for text in decode(self.tok, spoken)]
+        return decode(self.tok, spoken)
 
     # ---- plain text -----------------------------------------------------------------------------
 
