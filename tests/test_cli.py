@@ -297,9 +297,10 @@ def test_train_says_what_is_wrong(
 ) -> None:
     training = settings_file(tmp_path / "train.yaml", llama, alg="DAFNET")
     data = tmp_path / "data.json"
-    data.write_text(json.dumps([{**REQUESTS[0], "locality_prompt": "London"}] * 40))
+    data.write_text(json.dumps([*REQUESTS, {**REQUESTS[0], "locality_prompt": "London"}]))
     arguments = ["train", "--hparams", training, "--data"]
-    assert "has a locality_prompt but no" in refused(capsys, *arguments, data)
+    message = refused(capsys, *arguments, data)
+    assert f"{data}, record 7: 'locality_ground_truth' is missing" in message
     assert "There is no file" in refused(capsys, *arguments, tmp_path / "absent.json")
     one = tmp_path / "one.json"
     one.write_text(json.dumps(REQUESTS[:1]))
