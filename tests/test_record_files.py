@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from easyedit_dafnet.edit_requests import RequestError
-from easyedit_dafnet.record_files import load_records, read_records
+from easyedit_dafnet.record_files import load_records, read_records, read_training_records
 from tests.bench.test_data import COUNTERFACT, KNOWEDIT, MQUAKE, RIPPLE, ROBUST, ROME, ZSRE
 from tests.tiny import REQUESTS
 
@@ -197,6 +197,23 @@ def test_each_rewrite_of_a_record_is_a_request(tmp_path: Path) -> None:
 
 def test_a_record_that_nobody_can_edit_is_refused(tmp_path: Path) -> None:
     assert "record 1: 'alt' is ''" in reason(write(tmp_path, "a.json", [ZSRE, {**ZSRE, "alt": ""}]))
+
+
+def test_every_layout_is_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    given = [ZSRE, ROME, MQUAKE, *RIPPLE, {**ZSRE, "alt": ""}, COUNTERFACT, ROBUST, KNOWEDIT]
+    path = write(tmp_path, "mixed.json", given)
+    records = read_training_records(path)
+    assert f"{path}: left out: records without a target (1)" in caplog.text
+    requests = read_records(write(tmp_path, "requests.json", given[:5] + given[6:]))
+    for record, request in zip(records, requests, strict=True):
+        for key in ("prompt", "target_new", "subject"):
+            assert record[key] == request[key]
+    rephrased = [record.get("rephrase_prompt") for record in records]
+    kept = [record.get("locality_prompt") for record in records]
+    assert [text is None for text in rephrased] == [False, False, False, True, True, *[False] * 3]
+    assert [text is None for text in kept] == [False, False, True, False, True, *[False] * 3]
+    assert rephrased[-1] == KNOWEDIT["rephrase"] and records[-3] == COUNTERFACT
+    assert all(isinstance(text, str) for text in (*rephrased, *kept) if text is not None)
 
 
 def test_what_a_benchmark_asks_for_besides_is_not_needed_to_edit(tmp_path: Path) -> None:

@@ -231,7 +231,6 @@ KNOWN_FILES = {
     "ripple_popular": KnownFiles(("popular.json",), ("ripple_edits",)),
     "ripple_random": KnownFiles(("random.json",), ("ripple_edits",)),
     "ripple_recent": KnownFiles(("recent.json",), ("ripple_edits",)),
-    "mquake": KnownFiles(("MQuAKE-CF-3k*.json", "MQuAKE-*.json"), ("mquake",)),
     "knowedit-zsre": KnownFiles(("*ZsRE-test-all.json", "*knowedit*zsre*.json"), ("knowedit",)),
     "knowedit-recent": KnownFiles(("*recent_test.json",), ("knowedit",)),
     "knowedit-counterfact": KnownFiles(("*test_cf.json",), ("knowedit",)),

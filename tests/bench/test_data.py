@@ -738,7 +738,6 @@ def test_known_files_are_found_by_name_and_layout(tmp_path: Path) -> None:
     dafset_recent = write(tmp_path / "dafset", [{**COUNTERFACT, "prefix": ""}], "recent.json")
     ripple_recent = write(tmp_path / "ripple", RIPPLE, "recent.json")
     train = write(tmp_path / "cf", [COUNTERFACT], "counterfact-train.json")
-    mquake = write(tmp_path / "cf", [MQUAKE], "MQuAKE-CF-3k.json")
     (tmp_path / "cf" / "counterfact-edit.json").write_text("damaged")
     rome = write(tmp_path / "cf", [ROME], "counterfact.json")
     assert find_data("zsre", [tmp_path]) == zsre
@@ -749,7 +748,6 @@ def test_known_files_are_found_by_name_and_layout(tmp_path: Path) -> None:
     assert find_data("counterfact", iter([tmp_path])) == rome
     assert find_data("counterfact-train", [tmp_path]) == train
     assert find_data("dafset-recent", [tmp_path]) == dafset_recent
-    assert find_data("mquake", [tmp_path]) == mquake
     assert find_data("of one's own", [tmp_path]) is None
 
 
