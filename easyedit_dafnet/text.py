@@ -20,6 +20,7 @@ from itertools import accumulate
 from pathlib import Path
 
 from .edit_requests import RequestError
+from .record_files import read_text
 
 PERPLEXITY_SHARE = 0.1
 """Share of the words that is kept for perplexity."""
@@ -83,10 +84,7 @@ def _from_file(path: Path) -> list[str]:
 def _read(path: Path) -> str:
     if not path.is_file():
         raise RequestError(f"There is no text file {str(path)!r}.")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path} is not a UTF-8 text: {error}.") from None
+    return read_text(path).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _blocks(text: str) -> list[str]:

@@ -79,7 +79,8 @@ def test_results_name_the_text(tmp_path: Path) -> None:
     ("content", "problem"),
     [
         (None, "There is no text file"),
-        (b"\xff\xfe\x00", "is not a UTF-8 text"),
+        ("Some words".encode("utf-16"), "is in UTF-16; save it in UTF-8"),
+        ("Some\nw\xf6rds".encode("latin-1"), "line 2 has the byte 0xf6; save it in UTF-8"),
         (b"A title\n\nA few words.", "has 0 paragraphs of more than 20 words"),
         (sentence("a").encode(), "has 1 paragraphs"),
     ],
