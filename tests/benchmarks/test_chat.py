@@ -7,11 +7,12 @@ from benchmarks.chat import FORMS, MEASURES, measure, table
 from easyedit_dafnet.edit_records import EditRecord, Probe
 from tests.conftest import Subject
 from tests.test_prompts import TEMPLATES
+from tests.tiny import tokenizer
 
 
 def test_each_form_of_edit_is_asked_in_both_forms(subjects: Callable[[str], Subject]) -> None:
     subject = subjects("solved-llama")
-    model, tok = subject.model(), subject.tok
+    model, tok = subject.model(), tokenizer()
     tok.chat_template = TEMPLATES["ChatML"]
     record = EditRecord(
         id="0",
