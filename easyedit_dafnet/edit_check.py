@@ -13,6 +13,8 @@ from typing import Any
 
 from .bench.answers import first_word
 from .bench.passes import Passes
+from .edit_requests import RequestError, refuse
+from .layouts import Notes, flat_probes, without_templates
 from .prompts import Wording, chat_form, is_unspaced, question
 from .records import AS_GIVEN, token_ids
 
@@ -50,14 +52,26 @@ def says(text: str, target: str) -> bool:
 
 
 def probes_of(request: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The prompts that ask for the fact in other words, and those that ask for something else."""
+    """The prompts that ask for the fact in other words, and those that ask for something else.
 
-    def texts(*keys: str) -> list[str]:
-        values = [request.get(key) for key in keys]
-        flat = [t for value in values for t in (value if isinstance(value, list) else [value])]
-        return list(dict.fromkeys(t for t in flat if isinstance(t, str) and t.strip()))
+    Raises RequestError for what is neither a text nor a list of texts.
+    """
+    # No answer is needed to a neighbour's question: the unedited model gives it.
+    flat = flat_probes({**request, "locality_ground_truth": "any"}, Notes())
+    fields = without_templates({"prompt": "", "subject": request.get("subject"), **flat})
+    probes = [probe for kind in fields["locality"].values() for probe in kind]
+    return list(fields["rephrases"]), [probe.prompt for probe in probes]
 
-    return texts("rephrase_prompt", "rephrase_prompts"), texts("locality_prompt")
+
+def check_probes(requests: Sequence[Any]) -> None:
+    """Raise RequestError about all requests whose further prompts cannot be used."""
+    problems = {}
+    for i, request in enumerate(requests):
+        try:
+            probes_of(request)
+        except RequestError as error:
+            problems[i] = str(error)
+    refuse(requests, problems)
 
 
 class Check:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .edit_requests import RequestError, check_requests
+from .edit_requests import RequestError, check_requests, name_of
 from .files import check_file, check_folder
 
 EXAMPLES = """\
@@ -117,8 +117,7 @@ def usable(
         problems = error.problems
         if not skip_unfit or not problems or len(problems) == len(records):
             raise
-    names = {i: getattr(records[i], "name", f"Request {i}") for i in problems}
-    left_out += [f"{names[i]}: {why}" for i, why in sorted(problems.items())]
+    left_out += [f"{name_of(records[i], i)}: {why}" for i, why in sorted(problems.items())]
     rest = [record for i, record in enumerate(records) if i not in problems]
     return usable(rest, check, skip_unfit, left_out)
 

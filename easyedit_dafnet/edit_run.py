@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from .dafnet_hparams import DAFNetHyperParams, SettingsError
 from .dafnet_main import EditSequence, apply_dafnet_to_model, start_sequence
-from .edit_check import SHOWN, Check, Findings
+from .edit_check import SHOWN, Check, Findings, check_probes
 from .edit_command import check_place, report_of, usable
 from .edit_journal import Journal, identity
 from .edited_model import DeltaFile, ModelFolder, Output, load_model, one_line
@@ -77,6 +77,7 @@ class EditRun:
 
     def _encodable(self, requests: Sequence[Any]) -> list[Any]:
         """The requests. Raises RequestError about those that the model cannot be edited with."""
+        check_probes(requests)
         model = SimpleNamespace(config=self.config)
         at_subject = self.hparams.fusion == "least_squares"
         encode_requests(self.tok, requests, model, at_subject, self.hparams.wording)

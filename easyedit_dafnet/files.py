@@ -180,7 +180,7 @@ def _try(folder: Path, size: int) -> None:
                 file.write(b"0")
                 file.truncate(max(size, 1))  # takes no room, but a limit on files' sizes shows
             if shutil.disk_usage(folder).free < size:
-                raise OSError(errno.ENOSPC, f"{size / 1e9:.1f} GB are needed, there is no room")
+                raise OSError(errno.ENOSPC, f"{size / 1e6:,.0f} MB are needed, there is no room")
         finally:
             _remove(missing)
 

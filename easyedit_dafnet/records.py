@@ -196,8 +196,8 @@ def worded(
             words of its prompt; it is guessed where none is given.
 
     Returns:
-        The requests, each with a text as its `prompt` and with its `target_space`; in chat form
-        the target ends as a reply does, or the model would go on talking.
+        The requests, each with a text as its `prompt`; in chat form the target ends as a reply
+        does, or the model would go on talking.
 
     Raises:
         RequestError: which requests cannot be used, and why.
@@ -206,8 +206,9 @@ def worded(
     problems: dict[int, str] = {}
     several: list[int] = []
     for i, request in enumerate(check_requests(requests)):
-        values = {"target_space": wording.target_space, **request}
-        found.append(Record(values, name_of(request, i)))
+        found.append(Record(request, name_of(request, i)))
+        if wording.target_space is not None:
+            found[i].setdefault("target_space", wording.target_space)
         try:
             if wording.use_chat_template or not isinstance(request["prompt"], str):
                 found[i]["prompt"] = chat_form(tok, request["prompt"])

@@ -253,13 +253,13 @@ def test_what_is_wrong_is_told_before_torch_is_imported(llama: Path, tmp_path: P
         f"train --hparams {trained} --data {data}": "'easyedit_dafnet/2'",
         f"train --hparams {right} --data {data} --out {mine}": "README.md is a file",
         f"train --hparams {right} --data {data} --resume": "nothing to resume",
-        f"edit --hparams {right} --facts {data} --delta x": "these are training settings",
         f"import-checkpoint {empty} {tmp_path / 'new'} {theirs}": "empty.pt is empty",
         f"import-checkpoint {mine} {mine.parent} {theirs}": "is not a trained DAFNet",
         f"import-checkpoint {mine} {tmp_path / 'new'} {theirs}": "not a configuration",
         f"bench --out {suite.parent}": "suite.json is damaged",
         f"bench --out {mine.parent} --methods FT": "is not a run of the benchmark",
         f"dafset build --out {mine.parent}": "is not a data set",
+        f"edit --hparams {right} --facts {data} --delta x": "these are training settings",
     }
     before = files_in(tmp_path)
     found = subprocess.run(

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from easyedit_dafnet import edit_check
-from easyedit_dafnet.edit_check import SHOWN, Check, Findings, probes_of, says
+from easyedit_dafnet.edit_check import SHOWN, Check, Findings, check_probes, probes_of, says
+from easyedit_dafnet.edit_requests import RequestError
 from tests.conftest import Subject
 from tests.tiny import REQUESTS
 
@@ -30,10 +31,15 @@ def test_a_text_says_a_target_that_it_begins_with(text: str, target: str, expect
     assert says(text, target) is expected
 
 
-def test_a_record_may_have_several_rephrases_or_none() -> None:
+def test_a_record_may_have_several_rephrases_and_neighbours_or_none() -> None:
     assert probes_of({"rephrase_prompt": "a", "rephrase_prompts": ["b", "a"]}) == (["a", "b"], [])
     none = {"rephrase_prompt": None, "rephrase_prompts": float("nan"), "locality_prompt": " "}
     assert probes_of(none) == ([], [])
+    neighbours = {"neighborhood": {"prompt": ["c", "d"], "ground_truth": ["e", "f"]}}
+    record = {"locality_prompt": "g", "locality": neighbours, "rephrase": "{} has", "subject": "h"}
+    assert probes_of(record) == (["h has"], ["c", "d", "g"])
+    with pytest.raises(RequestError, match="Request 1: 'rephrase_prompt' is"):
+        check_probes([record, {"rephrase_prompt": {"a": 1}}])
 
 
 def test_as_many_tokens_are_asked_for_as_the_target_has(

@@ -146,7 +146,7 @@ def test_too_little_room_is_told_before(tmp_path: Path) -> None:
     much = 2 * shutil.disk_usage(tmp_path).free
     for check in (check_folder, check_file):
         check(tmp_path / "new" / "small", size=10**6)
-        with pytest.raises(OutputError, match=r"GB are needed|too large"):
+        with pytest.raises(OutputError, match=r"MB are needed|too large"):
             check(tmp_path / "new" / "large", size=much)
     end = limited(1_000_000)
     try:

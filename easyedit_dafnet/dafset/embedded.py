@@ -79,13 +79,13 @@ def write_tables(out: Path) -> dict[str, Any]:
     triples = [(entities[head], relation, entities[tail]) for head, relation, tail in found]
     triples += [(entities[end], KIND, entities["kind", end[0]]) for end in sorted(ends)]
     people = _inhabitants()
-    # A title is what inhabitants are looked up by: a province must not get those of its city.
-    rows: list[tuple[Any, ...]] = [
-        (number, label, [], kind, label if kind in INHABITED else None, 0, None, False)
-        for (kind, label), number in entities.items()
-    ]
-    inhabited = {label for kind, label in ends if kind in INHABITED}
-    views = [(title, people[title]) for title in sorted(inhabited & people.keys())]
+    inhabited = {label for kind, label in ends if kind in INHABITED and label in people}
+    views = [(title, people[title]) for title in sorted(inhabited)]
+    rows: list[tuple[Any, ...]] = []
+    for (kind, label), number in entities.items():
+        # What is looked up by a title is a city's or country's: not a province's of the same name.
+        title = label if kind in INHABITED or label not in inhabited else None
+        rows.append((number, label, [], kind, title, 0, None, False))
     out.mkdir(parents=True, exist_ok=True)
     for name, columns, schema in (
         ("entities-00000", rows, schemas()[0]),

@@ -124,8 +124,12 @@ def run_build(args: argparse.Namespace) -> int:
     """1 where nothing came out."""
     from dataclasses import fields
 
+    from ..files import check_folder
+    from .dataset import DATA_SET
+
+    check_folder(args.out, DATA_SET, in_place=True)
     from ..bench.environment import command_line
-    from .build import Settings, build
+    from .build import Settings, build  # here: what it imports takes seconds
 
     given = {f.name: getattr(args, f.name) for f in fields(Settings)}
     lists = {name: tuple(given[name]) for name in ("views", "text", "exclude")}
