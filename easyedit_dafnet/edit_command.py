@@ -123,10 +123,13 @@ def usable(
 
 
 def run(args: argparse.Namespace) -> None:
+    from .archive import read_archive
     from .dafnet_hparams import DAFNetHyperParams
     from .record_files import load_records
 
     hparams = DAFNetHyperParams.from_hparams(args.hparams)
+    if hparams.archive:
+        read_archive(hparams.archive)
     if args.device is not None:
         hparams.device = args.device
     check_place(args)

@@ -460,12 +460,10 @@ class DAFNetTrainer:
         # Networks and their two moments in the state.
         size = 3 * sum(4 * p.numel() for p in self.dafnet.parameters())
         self.folder.check(resume, fresh, size)
+        log_size = restore_state(self) if resume else 0  # first: it tells another model better
         check_archive_folder(self.save_path, self.base_model)
-        if resume:
-            log_size = restore_state(self)
-        else:
+        if not resume:
             self.prepare()
-            log_size = 0
             save_state(self, log_size)
         saved = self.step
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
