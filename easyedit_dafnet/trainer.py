@@ -38,6 +38,7 @@ from .edited_weights import EditedWeights
 from .language_model import LanguageModel, Text, answer_width, inference_mode_of, texts_of
 from .least_squares import LeastSquares
 from .losses import KINDS, LossTerm, backward_losses, record_texts
+from .models import editable, own_precision
 from .records import context_length, encode_passages
 from .scoring import sequence_scores
 from .second_moments import pieces_of, sums_of_inputs
@@ -110,6 +111,7 @@ class DAFNetTrainer:
     score is kept. model, tok: a language model in memory, else config.model_name is loaded.
     """
 
+    @own_precision()
     def __init__(
         self,
         config: DAFNetTrainingHparams,
@@ -153,14 +155,15 @@ class DAFNetTrainer:
             tok = getattr(transformers, config.tokenizer_class).from_pretrained(
                 config.tokenizer_name
             )
-        self.model, self.tok = model, tok
+        self.model, _ = editable(model)
+        self.tok = tok
+        self.modules = find_modules(self.model, config.inner_params)
         for name, records in self.train_sets.items():
             self.check_texts(records, f"train_set {name!r}")
         self.check_texts(self.val_records, "val_set")
 
         self.random = random.Random(config.seed)
         torch.manual_seed(config.seed)
-        self.modules = find_modules(model, config.inner_params)
         if config.edit_bias and (bare := [m.name for m in self.modules if not m.has_bias]):
             raise SettingsError(
                 f"Setting 'edit_bias' is true, but {bare[0]} has no bias; set it to false, or "
@@ -168,7 +171,7 @@ class DAFNetTrainer:
             )
         if config.archive:
             # A copy: editing in this process goes on with the archive as it was.
-            self.dafnet = deepcopy(dafnet_for(model, config)).requires_grad_(True)
+            self.dafnet = deepcopy(dafnet_for(self.model, config)).requires_grad_(True)
             self.dafnet.train_fusion = config.train_fusion
         else:
             self.dafnet = DAFNet(
@@ -181,9 +184,9 @@ class DAFNetTrainer:
                 fusion=config.fusion,
                 directions=config.directions,
                 text_weight=config.text_weight,
-                d_answer=answer_width(model) if config.fusion == "least_squares" else 0,
+                d_answer=answer_width(self.model) if config.fusion == "least_squares" else 0,
             ).to(device)
-        self.language_model = LanguageModel(model, [m.name for m in self.modules])
+        self.language_model = LanguageModel(self.model, [m.name for m in self.modules])
         cache = Cache(config.cache_gb * 1e9, Path(config.results_dir))
         known = [r for records in self.train_sets.values() for r in records] + self.val_records
         at_subject = config.fusion == "least_squares"
@@ -443,6 +446,7 @@ class DAFNetTrainer:
             getattr(torch, self.config.archive_dtype),
         )
 
+    @own_precision()
     def run(self, resume: bool = False) -> dict[str, float]:
         """Train for `max_iters` steps. Returns the scores of the checkpoint that was kept.
 

@@ -16,7 +16,7 @@ from ..dafnet_hparams import (
     SettingsError,
     nearest,
 )
-from ..dafnet_main import STATE, apply_dafnet_to_model
+from ..dafnet_main import STATE, apply_dafnet_to_model, forget_edits
 from ..trainer import DAFNetTrainer
 from .materials import digest
 from .method import Method, Need, Request, Workbench
@@ -141,8 +141,7 @@ class DAFNet(Method):
         return sequence.constant_bytes + sequence.count * sequence.bytes_per_edit
 
     def stop(self) -> None:
-        if hasattr(self.model, STATE):
-            delattr(self.model, STATE)
+        forget_edits(self.model)
         super().stop()
 
 
