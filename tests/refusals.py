@@ -431,6 +431,56 @@ def _(world: World) -> list[str]:
     return world.train(data="two.json")
 
 
+def model_case(what: str, change: Callable[[Any], Any]) -> None:
+    """A model that has been changed in a way in which it cannot be edited."""
+
+    def make(world: World) -> Made:
+        hparams = world.subject.hparams()
+        return change(world.subject.model()), lambda model: apply_dafnet_to_model(
+            model, world.tok, [FACT], hparams
+        )
+
+    CASES.append(Case("models", what, make))
+
+
+def _with_weight(model: Any, weight: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    layer = model.model.layers[1].mlp.down_proj
+    layer.weight = torch.nn.Parameter(weight(layer.weight.data), requires_grad=False)
+    return model
+
+
+def _with_adapters(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=2, target_modules=["down_proj"]))
+
+
+def _pruned(model: Any) -> Any:
+    from torch.nn.utils import prune
+
+    prune.random_unstructured(model.model.layers[1].mlp.down_proj, "weight", 0.5)
+    return model
+
+
+model_case("adapters of PEFT around it", _with_adapters)
+model_case("adapters of PEFT in it", lambda m: _with_adapters(m).get_base_model())
+model_case(
+    "layers quantised by torch",
+    lambda m: torch.ao.quantization.quantize_dynamic(m, {torch.nn.Linear}, dtype=torch.qint8),
+)
+model_case("a weight of whole numbers", lambda m: _with_weight(m, lambda w: w.to(torch.int8)))
+model_case(
+    "a weight in 8 bit floats", lambda m: _with_weight(m, lambda w: w.to(torch.float8_e4m3fn))
+)
+model_case("a complex weight", lambda m: _with_weight(m, lambda w: w.to(torch.complex64)))
+model_case("a weight that was never loaded", lambda m: _with_weight(m, lambda w: w.to("meta")))
+model_case("an edited layer in half precision alone", lambda m: _with_weight(m, torch.Tensor.half))
+model_case("a pruned weight", _pruned)
+model_case("a part of it", lambda m: m.model)
+model_case("weights that are no numbers", lambda m: _with_weight(m, lambda w: w * float("nan")))
+model_case("a model of other shapes", lambda m: _with_weight(m, lambda w: w[:, :20]))
+
+
 # ---- running them -------------------------------------------------------------------------------
 
 
