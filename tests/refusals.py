@@ -31,6 +31,9 @@ from tests.conftest import SOLVED_LLAMA, Subject
 from tests.tiny import REQUESTS, tiny_llama
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "refusals.md"
+REFUSED = {
+    "exit 1", "CheckpointError", "FloatingPointError", "ModelError", "RequestError",
+}  # fmt: skip
 FACT = {"prompt": "The capital of France is", "subject": "France", "target_new": "Rome"}
 
 
@@ -117,6 +120,11 @@ class Row:
     result: str
     message: str
     untouched: bool
+
+    @property
+    def is_refused(self) -> bool:
+        """With a sentence that says why, and without a trace."""
+        return self.untouched and bool(self.message) and self.result in REFUSED
 
 
 # ---- the cases ----------------------------------------------------------------------------------
@@ -507,9 +515,10 @@ def named_tensors(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def bytes_of(tensor: torch.Tensor) -> bytes:
-    if tensor.device.type == "meta" or tensor.is_quantized:
+    if tensor.device.type == "meta":
         return b""
-    return tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+    plain = tensor.int_repr() if tensor.is_quantized else tensor.detach()
+    return plain.flatten().view(torch.uint8).numpy().tobytes()
 
 
 def run(case: Case, world: World) -> Row:
@@ -582,7 +591,7 @@ def table(found: Sequence[Row]) -> str:
 if __name__ == "__main__":
     all_rows = list(rows())
     for row in all_rows:
-        if not row.untouched or row.result not in ("exit 1", "RequestError"):
+        if not row.is_refused:
             print(f"{row.case.kind}, {row.case.what}: {row}", file=sys.stderr)
     TABLE.parent.mkdir(exist_ok=True)
     TABLE.write_text(table(all_rows), encoding="utf-8")
