@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import math
 import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -42,8 +40,6 @@ from .dafnet_hparams import (
 )
 from .files import replacing_folder, save_tensors, write_text
 from .signals import EditedModule, find_modules
-
-LOG = logging.getLogger(__name__)
 
 
 def fingerprint(model: torch.nn.Module, modules: list[EditedModule]) -> dict[str, float]:
@@ -216,22 +212,6 @@ def dafnet_for(
             )
     dafnet.fusion_order = hparams.fusion_order
     return dafnet
-
-
-def warn_if_other_model(dafnet: DAFNet, model: torch.nn.Module) -> None:
-    """Warn when the unedited weights are not those that the DAFNet was trained on."""
-    known: dict[str, float] = dafnet.base_model.get("fingerprint", {})
-    for name, norm in fingerprint(model, dafnet.edited).items():
-        if name in known and not math.isclose(norm, known[name], rel_tol=0.01):
-            LOG.warning(
-                "This DAFNet was trained on %s; here %s has norm %.4f, not %.4f, so its edits may "
-                "be poor.",
-                dafnet.base_model.get("name", "another model"),
-                name,
-                norm,
-                known[name],
-            )
-            return
 
 
 # ---- the authors' checkpoints -------------------------------------------------------------------

@@ -133,6 +133,7 @@ class DAFNet(nn.Module):
         self.least_squares: LeastSquares | None = None
         if fusion == "least_squares":
             self.least_squares = LeastSquares(modules, directions, text_weight)
+        self.float()  # whatever torch's default is
 
         self.base_model: dict[str, Any] = {}  # what the checkpoint says of the language model
         self.written_at = 0  # when the checkpoint was, in nanoseconds

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, cast
@@ -12,11 +14,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .checkpoint import dafnet_for, warn_if_other_model
+from .checkpoint import dafnet_for
 from .dafnet import DAFNet, Past, Update
 from .dafnet_hparams import DAFNetHyperParams
+from .edit_history import RECORD, edit_history, record_edits, warn_if_other_model
 from .edit_requests import check_requests
 from .least_squares import Overshoot, Written
+from .models import editable, own_precision
 from .prompts import Wording
 from .records import (
     AS_GIVEN,
@@ -34,6 +38,9 @@ from .values import improved
 
 LOG = logging.getLogger(__name__)
 STATE = "_dafnet_sequence"  # attribute of the edited model
+# Edits of several threads are made one after another: their hooks would meet on one model, and
+# networks that are loaded once serve all models.
+ONE_AT_A_TIME = threading.RLock()
 
 # Requests that go through the networks together. Any split gives the same change; this one
 # bounds the memory of the signals. Where a rehearsal follows each edit, signal_batch_size go
@@ -66,6 +73,7 @@ class EditSequence:
         self.modules: list[EditedModule] = dafnet.edited
         self.edit_bias, self.archive = dafnet.edit_bias, str(hparams.archive)
         self.written_at, self.device = dafnet.written_at, dafnet.device
+        self.before = edit_history(model, self.modules)
         self.count = 0
         self.originals: dict[str, Tensor] = {
             name: model.get_parameter(name).detach().clone() for name in self.parameter_names()
@@ -178,7 +186,7 @@ class EditSequence:
             hparams.value_steps, hparams.value_rate, size,
         )  # fmt: skip
         numbers = prompt_numbers(batch).to(dafnet.device)
-        one = torch.ones((), device=dafnet.device)
+        one = torch.ones((), device=dafnet.device, dtype=torch.float32)
         # Edits that are followed by a rehearsal are written one by one, so that any split agrees.
         together = 1 if held.rehearsal.earlier else len(batch)
         for start in range(0, len(batch), together):
@@ -222,6 +230,7 @@ class EditSequence:
         )
         self.count = count
         write_weights(model, self._values(model, self.held))
+        record_edits(model, self.modules, self.before, self.count)
 
     def encode(
         self,
@@ -282,6 +291,7 @@ class EditSequence:
             raise
         self.held = held
         self.count += len(batches[0])
+        record_edits(model, self.modules, self.before, self.count)
         LOG.debug(
             "%d edits held: %.1f MB, and %.1f kB an edit",
             self.count,
@@ -336,13 +346,29 @@ def _sequence(model: Any, dafnet: DAFNet, hparams: DAFNetHyperParams) -> EditSeq
 def start_sequence(model: Any, hparams: DAFNetHyperParams) -> EditSequence:
     """The sequence that the model's next edits go on with.
 
-    Raises SettingsError or CheckpointError where settings, archive and model do not fit.
+    Raises ModelError, SettingsError or CheckpointError where settings, archive and model do not
+    fit.
     """
+    model, _ = editable(model)
     sequence = _sequence(model, dafnet_for(model, hparams), hparams)
     setattr(model, STATE, sequence)
     return sequence
 
 
+def forget_edits(model: Any) -> None:
+    """Take off the model what is kept of its edits; its weights stay as they are."""
+    for holder, name in ((model, STATE), (model.config, RECORD)):
+        if hasattr(holder, name):
+            delattr(holder, name)
+
+
+@contextmanager
+def _edit() -> Iterator[None]:
+    with ONE_AT_A_TIME, own_precision():
+        yield
+
+
+@_edit()
 def apply_dafnet_to_model(
     model: Any,
     tok: Any,
@@ -356,7 +382,10 @@ def apply_dafnet_to_model(
     """Edit the model with all requests, after those that it holds already.
 
     The edits live in the model's own parameters. A sequence goes on for as long as the weights
-    stay as DAFNet left them, and starts afresh once the original weights are back.
+    stay as DAFNet left them, and starts afresh once the original weights are back. The model may be
+    inside torch's DataParallel, DistributedDataParallel or torch.compile: then the one inside is
+    edited, the given object comes back, and the names of the weights fit it. Threads edit one
+    after another; a model must not be asked by another thread while it is edited.
 
     requests: dicts with `prompt` and `target_new`; with fusion by least squares also `subject`,
     which is guessed where it is not given. copy: edit a copy, leave the model alone.
@@ -364,15 +393,18 @@ def apply_dafnet_to_model(
     the weights from before the first edit of the sequence.
     keep_original_weight is for hosts that restore only when it is set; it changes nothing here.
 
-    Raises RequestError, SettingsError, CheckpointError or FloatingPointError before any weight
-    has changed.
+    Raises RequestError, ModelError, SettingsError, CheckpointError or FloatingPointError before
+    any weight has changed.
     """
     requests = check_requests(requests)
+    given = model
+    model, prefix = editable(given)
     dafnet = dafnet_for(model, hparams)
     if copy:
-        model = deepcopy(model)
+        given = deepcopy(given)
+        model, _ = editable(given)
     sequence = _sequence(model, dafnet, hparams)
     sequence.extend(model, dafnet, sequence.encode(tok, requests, model, hparams.wording), hparams)
     setattr(model, STATE, sequence)
-    originals = {k: v.clone() for k, v in sequence.originals.items()} if return_orig_weights else {}
-    return model, originals
+    originals = sequence.originals if return_orig_weights else {}
+    return given, {prefix + name: value.clone() for name, value in originals.items()}

@@ -41,17 +41,27 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
 @contextmanager
-def inference_mode_of(model: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients to the model's own parameters; both as before afterwards."""
+def inference_mode_of(model: Any) -> Iterator[None]:
+    """No dropout, no gradients to the model's own parameters, and outputs that have names.
+
+    All is as before afterwards.
+    """
+    named = {"return_dict": True, "torchscript": False}
+    config = getattr(model, "config", None)
+    outputs = {name: getattr(config, name) for name in named if hasattr(config, name)}
     training = [module for module in model.modules() if module.training]
     wanted = [p for p in model.parameters() if p.requires_grad]
     try:
+        for name in outputs:
+            setattr(config, name, named[name])
         if training:
             model.eval()
         for parameter in wanted:
             parameter.requires_grad_(False)
         yield
     finally:
+        for name, value in outputs.items():
+            setattr(config, name, value)
         for module in training:
             module.training = True
         for parameter in wanted:

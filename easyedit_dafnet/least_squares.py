@@ -202,7 +202,7 @@ class LeastSquares(nn.Module):
             inverse.diagonal().add_(1)
             inverses.append(inverse / (self.log_weights[m].exp() * protection))
         none = torch.zeros(0, dtype=torch.long, device=device)
-        keys = torch.zeros(0, len(inverses[0]), device=device)
+        keys = inverses[0].new_zeros(0, len(inverses[0]))
         return Written(inverses, keys, none, protection, overshoot or Overshoot(), {})
 
     @torch.no_grad()

@@ -136,7 +136,7 @@ def backward_losses(
     """
     texts = [text for term in terms for text in term.texts]
     owners = iter([term for term in terms for _ in term.texts])
-    totals = {term.name: torch.zeros(()) for term in terms}
+    totals = {term.name: torch.zeros((), dtype=torch.float32) for term in terms}
     for pack in model.packs(texts, batch_size):
         logits = model.logits(pack, parameters)
         # Written out, not left to autograd: the vocabulary is wide, and each pass over it counts.

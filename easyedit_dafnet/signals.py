@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .dafnet_hparams import nearest
 from .language_model import inference_mode_of, target_logits
+from .models import check_path, check_types, check_weight
 from .records import IGNORE, TokenBatch
 
 # Powers of two, so that dividing it out again is exact. float16 gradients would underflow.
@@ -91,7 +92,16 @@ def concatenate(parts: Sequence[EditSignals]) -> EditSignals:
 
 
 def find_modules(model: nn.Module, names: Sequence[str]) -> list[EditedModule]:
-    """Look the modules up. Raises ValueError naming the nearest module when one is not there."""
+    """Look the modules up that are to be edited.
+
+    Args:
+        model: The language model itself, as `models.editable` gives it.
+        names: Of the modules or of their weights.
+
+    Raises:
+        ValueError: A module is not there, with the name of the nearest one, or may not be edited.
+        ModelError: The model's weights are such that none can be edited.
+    """
     named = dict(model.named_modules())
     shared = _shared_weights(model)
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
@@ -100,19 +110,12 @@ def find_modules(model: nn.Module, names: Sequence[str]) -> list[EditedModule]:
         name = name.removesuffix(".weight")
         module = named.get(name)
         if module is None:
+            check_path(name, named)
             linear = [k for k, m in named.items() if isinstance(m, nn.Linear | Conv1D)]
             raise ValueError(
                 f"inner_params: the model has no module {name!r}; {nearest(name, linear)}"
             )
-        if isinstance(module, Conv1D):
-            d_in, d_out = module.weight.shape
-        elif type(module) is nn.Linear:
-            d_out, d_in = module.weight.shape
-        else:
-            raise ValueError(
-                f"inner_params: {name!r} is a {type(module).__name__}; "
-                "DAFNet edits torch.nn.Linear and GPT-2's Conv1D only."
-            )
+        check_weight(name, module)
         if other := shared.get(f"{name}.weight"):
             raise ValueError(
                 f"inner_params: {name!r} shares its weight with {other!r}, which would be edited "
@@ -123,9 +126,11 @@ def find_modules(model: nn.Module, names: Sequence[str]) -> list[EditedModule]:
                 f"inner_params: {name!r} are the output embeddings; DAFNet edits modules inside "
                 "the layers."
             )
-        found.append(
-            EditedModule(name, d_in, d_out, isinstance(module, nn.Linear), module.bias is not None)
-        )
+        transposed = isinstance(module, nn.Linear)
+        weight = cast(Tensor, module.weight)
+        d_in, d_out = weight.T.shape if transposed else weight.shape
+        found.append(EditedModule(name, d_in, d_out, transposed, module.bias is not None))
+    check_types(model)
     return found
 
 
@@ -133,7 +138,10 @@ def _shared_weights(model: nn.Module) -> dict[str, str]:
     """Names of parameters that are one tensor under several names, each with another's name."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        # Parameters of their own may still lie at one place.
+        plain = type(parameter) is nn.Parameter and parameter.numel() > 0
+        place = parameter.data_ptr() if plain else 0
+        names.setdefault(place or id(parameter), []).append(name)
     return {
         name: next(other for other in group if other != name)
         for group in names.values()

@@ -39,6 +39,7 @@ from .edited_weights import EditedWeights
 from .language_model import LanguageModel, Text, answer_width, inference_mode_of, texts_of
 from .least_squares import LeastSquares
 from .losses import KINDS, LossTerm, backward_losses, record_texts
+from .models import editable, own_precision
 from .prompts import question
 from .records import context_length, encode_passages, token_ids, worded
 from .resuming import Interrupted, StopSignals
@@ -97,6 +98,7 @@ class DAFNetTrainer:
     score is kept. model, tok: a language model in memory, else config.model_name is loaded.
     """
 
+    @own_precision()
     def __init__(
         self,
         config: DAFNetTrainingHparams,
@@ -140,7 +142,9 @@ class DAFNetTrainer:
             tok = getattr(transformers, config.tokenizer_class).from_pretrained(
                 config.tokenizer_name
             )
-        self.model, self.tok = model, tok
+        self.model, _ = editable(model)
+        self.tok = tok
+        self.modules = find_modules(self.model, config.inner_params)
         self.at_subject = config.fusion == "least_squares"
         for name, records in self.train_sets.items():
             self.train_sets[name] = self.readable(records, f"train_set {name!r}")
@@ -149,7 +153,6 @@ class DAFNetTrainer:
 
         self.random = random.Random(config.seed)
         torch.manual_seed(config.seed)
-        self.modules = find_modules(model, config.inner_params)
         if config.edit_bias and (bare := [m.name for m in self.modules if not m.has_bias]):
             raise SettingsError(
                 f"Setting 'edit_bias' is true, but {bare[0]} has no bias; set it to false, or "
@@ -157,7 +160,7 @@ class DAFNetTrainer:
             )
         if config.archive:
             # A copy: editing in this process goes on with the archive as it was.
-            self.dafnet = deepcopy(dafnet_for(model, config)).requires_grad_(True)
+            self.dafnet = deepcopy(dafnet_for(self.model, config)).requires_grad_(True)
             self.dafnet.train_fusion = config.train_fusion
         else:
             self.dafnet = DAFNet(
@@ -170,9 +173,9 @@ class DAFNetTrainer:
                 fusion=config.fusion,
                 directions=config.directions,
                 text_weight=config.text_weight,
-                d_answer=answer_width(model) if config.fusion == "least_squares" else 0,
+                d_answer=answer_width(self.model) if config.fusion == "least_squares" else 0,
             ).to(device)
-        self.language_model = LanguageModel(model, [m.name for m in self.modules])
+        self.language_model = LanguageModel(self.model, [m.name for m in self.modules])
         cache = Cache(config.cache_gb * 1e9, Path(config.results_dir))
         known = [r for records in self.train_sets.values() for r in records] + self.val_records
         self.unedited = Unedited(
@@ -443,6 +446,7 @@ class DAFNetTrainer:
             getattr(torch, self.config.archive_dtype),
         )
 
+    @own_precision()
     def run(self, resume: bool = False, fresh: bool = False) -> dict[str, float]:
         """Train for `max_iters` steps. Returns the scores of the checkpoint that was kept.
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
 from collections import OrderedDict
@@ -24,7 +23,6 @@ from easyedit_dafnet.checkpoint import (
     import_released_checkpoint,
     load_dafnet,
     save_dafnet,
-    warn_if_other_model,
 )
 from easyedit_dafnet.dafnet import DAFNet
 from easyedit_dafnet.dafnet_hparams import (
@@ -328,19 +326,6 @@ def test_biases_that_are_not_there_cannot_be_edited(llama: Path, tmp_path: Path)
     path = save_dafnet(random_dafnet(model, LLAMA_MODULES, edit_bias=True), tmp_path / "a", {})
     with pytest.raises(CheckpointError, match=r"edits biases, but model.layers.1.* has none"):
         dafnet_for(model, settings(path, edit_bias=True))
-
-
-def test_a_model_with_other_weights_is_warned_of(
-    archive: Path, llama: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    model = load(llama)
-    with caplog.at_level(logging.WARNING):
-        warn_if_other_model(load_dafnet(archive), model)
-        assert not caplog.records
-        with torch.no_grad():
-            model.get_parameter(LLAMA_MODULES[1] + ".weight").mul_(1.1)
-        warn_if_other_model(load_dafnet(archive), model)
-    assert len(caplog.records) == 1 and LLAMA_MODULES[1] in caplog.text
 
 
 # ---- the authors' checkpoints -------------------------------------------------------------------

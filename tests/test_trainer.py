@@ -18,6 +18,7 @@ from easyedit_dafnet.dafnet_hparams import (
     DAFNetTrainingHparams,
     SettingsError,
 )
+from easyedit_dafnet.models import ModelError
 from easyedit_dafnet.trainer import Curriculum, DAFNetTrainer, as_records
 from easyedit_dafnet.unedited import joined_signals
 from tests.conftest import SOLVED_LLAMA, Subject
@@ -90,6 +91,40 @@ def test_training_learns_and_leaves_the_language_model_alone(config: Any, llama:
     assert model.training and not model.lm_head.weight.requires_grad
     assert model.get_parameter("model.norm.weight").requires_grad
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_wrappers_and_modes_change_nothing(config: Any, llama: Path, tmp_path: Path) -> None:
+    def trained(name: str, model: Any) -> dict[str, torch.Tensor]:
+        settings = config(max_iters=2, results_dir=str(tmp_path / name))
+        trainer = DAFNetTrainer(settings, RECORDS, RECORDS[:2], model=model, tok=TOK)
+        trainer.run()
+        return load_dafnet(trainer.save_path).state_dict()
+
+    plain, other = (AutoModelForCausalLM.from_pretrained(llama) for _ in range(2))
+    expected = trained("plain", plain)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = trained("wrapped", torch.nn.DataParallel(other))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_torchs_default_type_is_not_that_of_the_networks(config: Any, llama: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama)
+    torch.set_default_dtype(torch.float64)
+    try:
+        trainer = DAFNetTrainer(config(max_iters=2), RECORDS, RECORDS[:2], model=model, tok=TOK)
+        trainer.run()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    tensors = load_dafnet(trainer.save_path).state_dict().values()
+    assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.float32}
+
+
+def test_a_model_that_cannot_be_edited_is_refused_before_training(config: Any, llama: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(llama)
+    layer = model.get_submodule(LLAMA_MODULES[0])
+    layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.int8), requires_grad=False)
+    with pytest.raises(ModelError, match=r"gate_proj is quantised \(Linear, torch\.int8\)"):
+        DAFNetTrainer(config(), RECORDS, model=model, tok=TOK)
 
 
 @pytest.mark.parametrize("train_fusion", [True, False])

@@ -16,7 +16,7 @@ from ..dafnet_hparams import (
     SettingsError,
     nearest,
 )
-from ..dafnet_main import STATE, apply_dafnet_to_model
+from ..dafnet_main import STATE, apply_dafnet_to_model, forget_edits
 from ..files import read_object, write_text
 from ..trainer import DAFNetTrainer
 from .materials import digest
@@ -154,8 +154,7 @@ class DAFNet(Method):
         return sequence.constant_bytes + sequence.count * sequence.bytes_per_edit
 
     def stop(self) -> None:
-        if hasattr(self.model, STATE):
-            delattr(self.model, STATE)
+        forget_edits(self.model)
         super().stop()
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from easyedit_dafnet.bench import Workbench
 from easyedit_dafnet.bench.own_methods import DAFNet, DAFNetStrong, Unedited
+from easyedit_dafnet.bench.unedited_model import UneditedModel
 from easyedit_dafnet.dafnet_hparams import SettingsError, shipped
 from tests.bench.conftest import RECORDS
 from tests.conftest import Subject
@@ -50,7 +51,8 @@ def test_dafnet_edits_with_a_trained_network(
     settings = {**subject.hparams().__dict__, "hparams": "DAFNet/smollm2-135m"}
     method = DAFNet(workbench(tmp_path), settings)
     assert [need.state for need in method.needs()] == ["ready"]
-    model = subject.model()
+    unedited = UneditedModel(subject.model)
+    model = unedited.model
     weight = model.get_parameter(subject.edited[0].weight_name)
     before = weight.clone()
     method.start(model)
@@ -62,8 +64,8 @@ def test_dafnet_edits_with_a_trained_network(
     per_edit = method.state_bytes() - held
     assert 0 < per_edit < held, "each edit is kept, beside the original weights"
     method.stop()
-    with torch.no_grad():
-        weight.copy_(before)
+    assert unedited.put_back() is model, "nothing but weights is left, so it is not loaded afresh"
+    assert torch.equal(weight, before)
     method.start(model)
     assert method.state_bytes() == 0, "a new stream starts with nothing"
 
