@@ -230,7 +230,7 @@ class EditSequence:
         )
         self.count = count
         write_weights(model, self._values(model, self.held))
-        record_edits(model, self.modules, self.before, count)
+        record_edits(model, self.modules, self.before, self.count)
 
     def encode(
         self,
@@ -291,6 +291,7 @@ class EditSequence:
             raise
         self.held = held
         self.count += len(batches[0])
+        record_edits(model, self.modules, self.before, self.count)
         LOG.debug(
             "%d edits held: %.1f MB, and %.1f kB an edit",
             self.count,
@@ -345,8 +346,10 @@ def _sequence(model: Any, dafnet: DAFNet, hparams: DAFNetHyperParams) -> EditSeq
 def start_sequence(model: Any, hparams: DAFNetHyperParams) -> EditSequence:
     """The sequence that the model's next edits go on with.
 
-    Raises SettingsError or CheckpointError where settings, archive and model do not fit.
+    Raises ModelError, SettingsError or CheckpointError where settings, archive and model do not
+    fit.
     """
+    model, _ = editable(model)
     sequence = _sequence(model, dafnet_for(model, hparams), hparams)
     setattr(model, STATE, sequence)
     return sequence
@@ -403,6 +406,5 @@ def apply_dafnet_to_model(
     sequence = _sequence(model, dafnet, hparams)
     sequence.extend(model, dafnet, sequence.encode(tok, requests, model, hparams.wording), hparams)
     setattr(model, STATE, sequence)
-    record_edits(model, sequence.modules, sequence.before, sequence.count)
     originals = sequence.originals if return_orig_weights else {}
     return given, {prefix + name: value.clone() for name, value in originals.items()}

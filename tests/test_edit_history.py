@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from easyedit_dafnet import apply_dafnet_to_model
 from easyedit_dafnet.checkpoint import fingerprint, load_dafnet
-from easyedit_dafnet.dafnet_main import STATE, forget_edits
+from easyedit_dafnet.dafnet_main import STATE, forget_edits, start_sequence
 from easyedit_dafnet.edit_history import edit_history, warn_if_other_model
 from tests.conftest import Subject
 from tests.tiny import REQUESTS
@@ -109,6 +109,15 @@ def test_the_whole_model_saved_with_torch_keeps_the_sequence(
     edit(solved, model, REQUESTS[4:6])
     found = loaded.state_dict()
     assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items())
+
+
+def test_a_sequence_that_is_taken_up_is_in_the_history(solved: Subject) -> None:
+    model, other = solved.model(), solved.model()
+    edit(solved, model, REQUESTS[:3])
+    sequence = start_sequence(other, solved.hparams(margin=6.0))
+    sequence.take_up(other, getattr(model, STATE).held, 3)
+    assert edit_history(other, solved.edited) == edit_history(model, solved.edited)
+    assert other.config.dafnet.keys() == {"0", "3"}
 
 
 def test_a_copy_has_a_history_of_its_own(solved: Subject) -> None:
