@@ -250,28 +250,18 @@ def test_a_bad_request_is_named_and_changes_nothing(
 def test_an_update_that_is_not_finite_changes_nothing(
     subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from safetensors.torch import load_file, save_file
-
-    archive = tmp_path / "broken"
-    archive.mkdir()
-    (archive / "config.json").write_text((subject.archive / "config.json").read_text())
-    tensors = load_file(subject.archive / "model.safetensors")
-    tensors["step_sizes"][-1] = torch.inf
-    save_file(tensors, archive / "model.safetensors")
-    model = subject.model()
+    step_sizes = load_dafnet(subject.archive).step_sizes
+    model, fresh = subject.model(), subject.model()
     edit(subject, model, REQUESTS[:1])
-    held = snapshot(model)
-    hparams = subject.hparams(archive=str(archive))
-    fresh = subject.model()
-    before = snapshot(fresh)
-    with pytest.raises(FloatingPointError, match="left as it was"):
-        apply_dafnet_to_model(fresh, subject.tok, REQUESTS[:1], hparams)
+    held, before = snapshot(model), snapshot(fresh)
+    with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="left as it was"):
+        patch.setattr(step_sizes, "data", step_sizes.data * torch.inf)
+        edit(subject, fresh, REQUESTS[:1])
     assert not changes(fresh, before)
     assert not hasattr(fresh, STATE)
     # The same in the midst of a sequence: it stays, and goes on as if nothing had been.
     sequence, whole = getattr(model, STATE), subject.model()
     good = {k: v.clone() for k, v in sequence.held.changes.items()}
-    step_sizes = load_dafnet(subject.archive).step_sizes
     with monkeypatch.context() as patch, pytest.raises(FloatingPointError, match="left as it was"):
         patch.setattr(step_sizes, "data", step_sizes.data * torch.nan)
         edit(subject, model, REQUESTS[1:3])
@@ -282,8 +272,9 @@ def test_an_update_that_is_not_finite_changes_nothing(
     assert_same(changes(model, before), changes(whole, before))
     held, count = snapshot(model), sequence.count
     # Another archive on a model that holds edits is refused.
+    other = subject.hparams(archive=str(shutil.copytree(subject.archive, tmp_path / "other")))
     with pytest.raises(ValueError, match="holds 3 edits made with archive"):
-        apply_dafnet_to_model(model, subject.tok, REQUESTS[:1], hparams)
+        apply_dafnet_to_model(model, subject.tok, REQUESTS[:1], other)
     assert not changes(model, held) and getattr(model, STATE).count == count
 
 

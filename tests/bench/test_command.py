@@ -21,10 +21,11 @@ import torch
 import yaml
 from filelock import FileLock
 
-from easyedit_dafnet.bench.cells import Cell, RunFolder, write_json
+from easyedit_dafnet.bench.cells import RUN, Cell, RunFolder, write_json
 from easyedit_dafnet.bench.command import forget_killed_workers
 from easyedit_dafnet.bench.worker import LONG, Job, fail
 from easyedit_dafnet.cli import main
+from easyedit_dafnet.files import mark_folder
 from tests.bench import plugin
 from tests.tiny import tiny_llama
 
@@ -289,6 +290,7 @@ def test_what_methods_print_goes_to_a_log(mixed: tuple[RunFolder, str, int]) -> 
 def test_a_command_waits_while_another_one_prepares_its_method(bench: Bench) -> None:
     suite = bench.suite("waiting", ["nudge"])
     folder = bench.folder(suite)
+    mark_folder(folder.path, RUN)
     with folder.lock("label/nudge"), folder.lock("prepared/nudge"):  # as its worker holds them
         process = bench.start(suite)
         wait_for(folder.logs.exists)
