@@ -301,7 +301,7 @@ def test_what_would_fail_after_hours_is_told_at_once(wrong: dict[str, Any], told
 
 
 def test_two_builds_do_not_share_a_folder(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
+    mark_folder(tmp_path / "out", DATA_SET)  # by the one that holds the lock
     with FileLock(tmp_path / "out/.lock"), pytest.raises(ValueError, match="Another build"):
         build(Settings(records=5), tmp_path / "out")
 
