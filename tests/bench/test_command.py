@@ -445,7 +445,7 @@ def test_what_fails_beside_the_method_fails_its_cell_alone(bench: Bench) -> None
     folder.unedited("barns").write_text("{")
     assert bench.run(suite) == 1
     (failed,) = [json.loads(p.read_text()) for p in folder.path.glob("cells/barns/nudge/*")]
-    assert failed["status"] == "failed" and "is damaged" in failed["error"]["message"]
+    assert failed["status"] == "failed" and "is damaged" in failed["error"]["traceback"]
     assert results(folder)["nudge/n4-s0"]["status"] == "done"
 
 
