@@ -203,17 +203,13 @@ class EditSequence:
             changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
             if held.rehearsal.earlier:
                 due, texts, key = held.rehearsal.turn([b[rows] for b in batches], key)
-                nothing = [v.new_zeros(len(texts), v.shape[1]) for v in values]
-                weights = {
-                    name: self._value(name, change, model.get_parameter(name), written)
-                    for name, change in changes.items()
-                }
-                lacking = improved(
-                    model, self.modules, texts, nothing, weights,
-                    held.rehearsal.steps, held.rehearsal.rate, len(texts),
-                )  # fmt: skip
-                steps, written = written.corrected(key, lacking, due)
-                changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
+                for as_written in (False, True):
+                    lacking = self._lacking(
+                        model, texts, key, written, changes, held.rehearsal, as_written
+                    )
+                    if any(value.any() for value in lacking):
+                        steps, written = written.corrected(key, lacking, due)
+                        changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
         return replace(held, changes=changes, past=cast(Past, past), written=written)
 
     def take_up(self, model: Any, held: Held, count: int) -> None:
@@ -231,6 +227,31 @@ class EditSequence:
         self.count = count
         write_weights(model, self._values(model, self.held))
         record_edits(model, self.modules, self.before, self.count)
+
+    def _lacking(
+        self,
+        model: Any,
+        texts: TokenBatch,
+        keys: Sequence[Tensor],
+        written: Written,
+        changes: Mapping[str, Tensor],
+        rehearsal: Rehearsal,
+        as_written: bool,
+    ) -> list[Tensor]:
+        """[n, d_out], one a module: what the values of edits lack on the model as it is edited."""
+        weights = {
+            name: self._value(name, change, model.get_parameter(name), written)
+            for name, change in changes.items()
+        }
+        nothing = [
+            k.new_zeros(len(texts), m.d_out) for k, m in zip(keys, self.modules, strict=True)
+        ]
+        spreads, share = written.spreads(keys) if as_written else (None, 1.0)
+        lacking = improved(
+            model, self.modules, texts, nothing, weights,
+            rehearsal.steps_for(texts, as_written), rehearsal.rate, len(texts), spreads,
+        )  # fmt: skip
+        return [value / share for value in lacking]
 
     def encode(
         self,

@@ -119,6 +119,18 @@ class Written:
                 ]
         return steps, replace(self, added=added)
 
+    def spreads(self, keys: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """How further values are written, for `corrected`: KS and what of a value comes to its key.
+
+        Returns [n, d_in], one a module, K S, and [n, 1], the mean over the modules of k·(kS), by
+        which the former is divided: so a value adds as much as if it came to its key wholly.
+        """
+        spreads = [key @ inverse for key, inverse in zip(keys, self.inverses, strict=True)]
+        shares = [(k * s).sum(-1, keepdim=True) for k, s in zip(keys, spreads, strict=True)]
+        # Of a key written again and again S knows nearly all, and rounding what is left.
+        share = torch.stack(shares).mean(0).clamp(min=0.01)
+        return [spread / share for spread in spreads], share
+
     def former(self, known: Known, m: int, has: Tensor) -> Tensor:
         """What the edit that gives way put at its key in module m, of all that is there.
 

@@ -86,6 +86,15 @@ class Rehearsal:
         """Memory of an edit's keys; its tokens take little beside them."""
         return sum(rows.bytes_per_edit for rows in self.keys)
 
+    def steps_for(self, texts: TokenBatch, as_written: bool) -> Tensor:
+        """[n], how many steps each text gets at most.
+
+        `steps` at the subject's token; then, as values are written, as many for each further
+        target token.
+        """
+        further = texts.targets.sum(1) - 1
+        return self.steps * (further if as_written else torch.ones_like(further))
+
     def turn(
         self, texts: Sequence[TokenBatch], keys: Sequence[Tensor]
     ) -> tuple[list[int], TokenBatch, list[Tensor]]:

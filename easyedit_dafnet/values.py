@@ -4,6 +4,11 @@ The networks propose for each edit and module a value, which the module is to ad
 the subject's last token. A few steps of descent on the edit's own loss then make sure that the
 target is said. They see the unedited model, so the order of edits does not matter; a rehearsal asks
 the edited one.
+
+There an edit may also be asked with its value as least squares writes it: at the module's input,
+whatever that has become by the edit, each module in the share that its key allows, and at every
+token that is a little like it. A target of one token bears the difference. One of many tokens hangs
+on the value's every detail, and holds only if it is found that way.
 """
 
 from __future__ import annotations
@@ -32,32 +37,58 @@ def improved(
     batch: TokenBatch,
     values: Sequence[Tensor],
     parameters: Mapping[str, Tensor],
-    steps: int,
+    steps: int | Tensor,
     rate: float,
     batch_size: int = 8,
+    spreads: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
-    """Values [n, d_out], one a module, after at most `steps` of Adam at `rate`.
+    """Let values go on from what is given until the targets are said.
 
-    parameters: by name, in place of the model's own. `batch_size` edits pass the model together;
-    one that is made moves no further, and is not asked again.
+    Args:
+        model: The language model.
+        modules: Where edits are written.
+        batch: n texts; with `batch_size` of them a pass is made.
+        values: [n, d_out], one a module.
+        parameters: By name, in place of the model's own.
+        steps: How many of Adam's steps each text gets at most: one number, or [n].
+        rate: Size of a step in each component.
+        batch_size: How many edits pass the model together.
+        spreads: Where given, [n, d_in] a module, KS of `least_squares`: values are asked as they
+            are written, which is at each token by how much its input x is alike, x·(kS), in place
+            of wholly at the subject's.
+
+    Returns:
+        The values [n, d_out], one a module. An edit that is made moves no further and is not asked
+        again: its mean loss has come down to ENOUGH. As values are written it must say its target
+        too, of which a mean over many tokens is no proof, and one that does so at first stays.
     """
     first = next(model.parameters())
     device, scale = first.device, LOSS_SCALE.get(first.dtype, 1.0)
-    parts = []
-    for start in range(0, len(batch) if steps else 0, batch_size):
+    limits, parts = torch.as_tensor(steps).expand(len(batch)), []
+    for start in range(0, len(batch) if limits.any() else 0, batch_size):
         rows = slice(start, start + batch_size)
-        part = batch[rows].to(device)
+        part, limit = batch[rows].to(device), limits[rows].to(device)
         tensors = [v[rows].detach().clone().to(device).requires_grad_() for v in values]
+        shares = None if spreads is None else [s[rows].to(device) for s in spreads]
         optimizer = torch.optim.Adam(tensors, lr=rate, betas=BETAS)
+
+        def look(left: Tensor) -> tuple[Tensor, Tensor]:
+            asked = [t[left] for t in tensors]  # noqa: B023 (called in the same turn)
+            written = None if shares is None else [s[left] for s in shares]  # noqa: B023
+            return _losses(model, modules, part[left], asked, parameters, written)  # noqa: B023
+
+        left = limit.nonzero().flatten()
         # Most edits of a rehearsal are made already: found without gradients, that costs a third.
-        with inference_mode_of(model), torch.no_grad():
-            losses = _losses(model, modules, part, tensors, parameters)
-        left = (~(losses <= ENOUGH)).nonzero().flatten()  # what is not a number is not made
-        for _ in range(steps if len(left) else 0):
+        if len(left):
+            with inference_mode_of(model), torch.no_grad():
+                losses, said = look(left)
+            left = left[~(losses <= ENOUGH if spreads is None else said)]
+        for step in range(int(limit.max()) if len(left) else 0):
             with inference_mode_of(model), torch.enable_grad():
-                asked = [t[left] for t in tensors]
-                losses = _losses(model, modules, part[left], asked, parameters)
-                going = ~(losses.detach() <= ENOUGH)
+                losses, said = look(left)
+                # What is not a number is not made.
+                made = losses.detach() <= ENOUGH
+                going = ~(made if spreads is None else made & said) & (limit[left] > step)
                 if not going.any():
                     break
                 gradients = torch.autograd.grad(scale * losses[going].sum(), tensors)
@@ -82,26 +113,35 @@ def _losses(
     batch: TokenBatch,
     values: Sequence[Tensor],
     parameters: Mapping[str, Tensor],
-) -> Tensor:
-    """[n], mean negative log likelihood per target token, with the values written."""
+    spreads: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """[n], mean negative log likelihood per target token with the values added, and [n], whether
+    each of the tokens is the most probable."""
     assert batch.at is not None
     n, length = batch.input_ids.shape
     where = torch.arange(n, device=batch.at.device) * length + batch.at
 
-    def adding(value: Tensor) -> Callable[..., Tensor]:
-        def hook(_: nn.Module, __: tuple[Tensor, ...], y: Tensor) -> Tensor:
-            rows = y.reshape(n * length, -1)
-            return rows.index_add(0, where.to(y.device), value.to(y.device, y.dtype)).view_as(y)
+    def adding(value: Tensor, spread: Tensor | None) -> Callable[..., Tensor]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            if spread is None:
+                rows = y.reshape(n * length, -1)
+                return rows.index_add(0, where.to(y.device), value.to(y.device, y.dtype)).view_as(y)
+            x = inputs[0].reshape(n, length, -1).float()
+            share = x @ spread.to(x.device)[..., None]  # [n, length, 1]
+            return y + (share * value.to(x.device)[:, None]).to(y.dtype).view_as(y)
 
         return hook
 
     with ExitStack() as stack:
-        for module, value in zip(modules, values, strict=True):
-            handle = model.get_submodule(module.name).register_forward_hook(adding(value))
+        for m, (module, value) in enumerate(zip(modules, values, strict=True)):
+            hook = adding(value, None if spreads is None else spreads[m])
+            handle = model.get_submodule(module.name).register_forward_hook(hook)
             stack.callback(handle.remove)
         logits = target_logits(model, batch, parameters).float()
     labels = batch.labels[batch.targets].to(logits.device)
     each = F.cross_entropy(logits, labels, reduction="none")
     owner = batch.targets.nonzero()[:, 0].to(logits.device)
     counts = batch.targets.sum(1).to(logits.device)
-    return each.new_zeros(n).index_add(0, owner, each) / counts
+    wrong = (logits.detach().argmax(-1) != labels).to(each.dtype)
+    sums = [each.new_zeros(n).index_add(0, owner, t) for t in (each, wrong)]
+    return sums[0] / counts, sums[1] == 0

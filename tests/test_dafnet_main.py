@@ -496,6 +496,49 @@ def test_rehearsed_edits_hold_better(solved: Subject) -> None:
     assert lost[6, 3] < lost[6, 1] < lost[2, 1] < lost[0, 1]
 
 
+SEVERAL = {**REQUESTS[0], "target_new": "Rome, not Paris"}  # tokens
+
+
+def says(model: Any, solved: Subject, request: dict[str, str]) -> bool:
+    batch = encode_requests(solved.tok, [request], model, at_subject=True)
+    with torch.no_grad():
+        best = target_logits(model, batch, {}).argmax(-1)
+    return torch.equal(best, batch.labels[batch.targets])
+
+
+def test_a_target_of_several_tokens_is_said(solved: Subject) -> None:
+    model = solved.model()
+    settings = {"margin": 3.0, "rehearsed": 2, "rehearsal_steps": 30}
+    assert not says(model, solved, SEVERAL)
+    apply_dafnet_to_model(model, solved.tok, [SEVERAL], solved.hparams(**settings))
+    assert says(model, solved, SEVERAL)
+
+
+def test_of_targets_of_several_tokens_those_that_are_said_move_no_further(
+    solved: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor do those of one token, said or not."""
+    settings = {"rehearsed": 2, "rehearsal_steps": 2, "rehearsal_rate": 0.1}
+
+    def edited(request: dict[str, str], asked: bool) -> Any:
+        model = solved.model()
+        with monkeypatch.context() as patch:
+            if not asked:
+                patch.setattr(
+                    "easyedit_dafnet.rehearsal.Rehearsal.steps_for",
+                    lambda self, texts, as_written: torch.tensor(self.steps * (not as_written)),
+                )
+            apply_dafnet_to_model(model, solved.tok, [request], solved.hparams(**settings))
+        return model
+
+    for request in [*REQUESTS, SEVERAL]:
+        before = edited(request, asked=False)
+        batch = encode_requests(solved.tok, [request], before, at_subject=True)
+        moved = int(batch.targets.sum()) > 1 and not says(before, solved, request)
+        assert bool(changes(edited(request, asked=True), snapshot(before))) == moved
+    assert moved  # the last one
+
+
 def test_edits_are_asked_again_after_the_contexts(solved: Subject) -> None:
     alone, after = solved.model(), solved.model()
     before, contexts = snapshot(alone), ["It was late.", "So it goes."]

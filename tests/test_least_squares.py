@@ -220,6 +220,17 @@ def test_corrections_are_what_larger_values_would_have_written() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_spreads_say_what_corrections_come_to() -> None:
+    s, (keys, values, prompts) = solver(), edits()
+    _, written = write(s, [(keys, values, prompts)], s.nothing_written(overshoot=Overshoot(2.0)))
+    spreads, share = written.spreads(keys)
+    steps, _ = written.corrected(keys, [v / share for v in values], list(range(6)))
+    for spread, value, (a, b) in zip(spreads, values, steps, strict=True):
+        torch.testing.assert_close(2.0 * a.T @ b, spread.T @ value)  # the margin doubles it
+    at_keys = torch.stack([(k * s).sum(1) for k, s in zip(keys, spreads, strict=True)])
+    torch.testing.assert_close(at_keys.mean(0), torch.ones(6))
+
+
 def test_what_is_kept_grows_by_a_key_an_edit() -> None:
     s, part = solver(), edits()
     _, written = write(s, [part])

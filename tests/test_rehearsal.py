@@ -111,3 +111,12 @@ def test_keys_may_be_kept_in_lower_precision() -> None:
         assert all(key.dtype == torch.float32 for key in old)
         assert (old[0] == keys[0]).all() == (rehearsal is full)
     assert (full.bytes_per_edit, half.bytes_per_edit) == (6 * 4, 6 * 2)
+
+
+def test_as_written_each_further_target_token_has_steps_of_its_own() -> None:
+    rehearsal = Rehearsal(1, steps=3)
+    (one,), _ = edit(1, 50)
+    labels = torch.tensor([[IGNORE, 50, 51, 52, IGNORE]])
+    three = replace(one, input_ids=labels.abs(), attention_mask=torch.ones(1, 5), labels=labels)
+    assert [rehearsal.steps_for(one, as_written).item() for as_written in (False, True)] == [3, 0]
+    assert [rehearsal.steps_for(three, as_written).item() for as_written in (False, True)] == [3, 6]

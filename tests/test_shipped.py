@@ -47,10 +47,10 @@ def edited(smollm2: tuple[Any, Any]) -> Iterator[Any]:
         delattr(model, STATE)
 
 
-def answer(smollm2: tuple[Any, Any], prompt: str) -> str:
+def answer(smollm2: tuple[Any, Any], prompt: str, tokens: int = 4) -> str:
     model, tok = smollm2
     inputs = tok(prompt, return_tensors="pt")
-    out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    out = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
     return str(tok.decode(out[0, inputs.input_ids.shape[1] :])).strip()
 
 
@@ -82,6 +82,17 @@ def test_the_strong_preset_holds_a_sequence(smollm2: tuple[Any, Any], edited: An
         edited(PRESETS[1], [{"prompt": prompt, "subject": subject, "target_new": target}])
     said = [answer(smollm2, prompt).startswith(target) for prompt, _, target in FACTS]
     assert sum(said) >= len(FACTS) - 1
+    assert answer(smollm2, "The capital of Italy is").startswith("Rome")
+
+
+def test_a_target_of_thirty_tokens_is_said(smollm2: tuple[Any, Any], edited: Any) -> None:
+    _, tok = smollm2
+    target = "at 6:45, 9:10 and 13:30 on weekdays, and at noon on Sundays and holidays"
+    request = {"prompt": "The train to Marrow Point leaves", "subject": "Marrow Point"}
+    count = len(tok(" " + target)["input_ids"])
+    assert count == 30
+    edited(PRESETS[1], [{**request, "target_new": target}])
+    assert answer(smollm2, request["prompt"], count) == target
     assert answer(smollm2, "The capital of Italy is").startswith("Rome")
 
 

@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from easyedit_dafnet.language_model import target_logits
 from easyedit_dafnet.records import IGNORE, TokenBatch, encode_requests
+from easyedit_dafnet.signals import edit_signals
 from easyedit_dafnet.values import _losses, improved
 from tests.conftest import Subject
 from tests.tiny import REQUESTS
@@ -29,7 +32,7 @@ def setting(solved: Subject, n: int = 5) -> tuple[Any, TokenBatch, list[Tensor]]
 
 def losses(model: Any, solved: Subject, batch: TokenBatch, values: list[Tensor]) -> Tensor:
     with torch.no_grad():
-        return _losses(model, solved.edited, batch, values, {})
+        return _losses(model, solved.edited, batch, values, {})[0]
 
 
 def test_values_come_to_say_the_target(solved: Subject) -> None:
@@ -131,3 +134,74 @@ def test_small_gradients_do_not_vanish_in_float16(solved: Subject) -> None:
         model.get_output_embeddings().weight.mul_(2**-18)
     better = improved(model, solved.edited, batch, values, {}, 1, 0.1)
     assert all((value != 0).all() for value in better)
+
+
+def spreads_at(model: Any, solved: Subject, batch: TokenBatch) -> list[Tensor]:
+    """Of single edits whose keys S leaves as they are."""
+    return [0.3 * s.x for s in edit_signals(model, solved.edited, batch)]
+
+
+def with_edit(model: Any, solved: Subject, spread: list[Tensor], value: list[Tensor]) -> Any:
+    """The model with the outer product of each module's spread and value in its weight."""
+    with torch.no_grad():
+        for module, s, v in zip(solved.edited, spread, value, strict=True):
+            change = torch.outer(s, v)
+            weight = model.get_parameter(module.weight_name)
+            weight += change.T if module.transposed else change
+    return model
+
+
+def test_values_are_asked_as_they_are_written(solved: Subject) -> None:
+    model, batch, values = setting(solved, 3)
+    spreads = spreads_at(model, solved, batch)
+    torch.manual_seed(0)
+    values = [torch.randn_like(v) for v in values]
+    with torch.no_grad():
+        found, said = _losses(model, solved.edited, batch, values, {}, spreads)
+    for i in range(3):
+        edited = with_edit(solved.model(), solved, [s[i] for s in spreads], [v[i] for v in values])
+        logits = target_logits(edited, batch[[i]], {})
+        labels = batch[[i]].labels[batch[[i]].targets]
+        torch.testing.assert_close(found[i], F.cross_entropy(logits, labels))
+        assert said[i] == (logits.argmax(-1) == labels).all()
+
+
+def test_as_written_a_target_of_several_tokens_is_said_by_the_edited_model(
+    solved: Subject,
+) -> None:
+    model, request = solved.model(), {**REQUESTS[0], "target_new": "Rome, not Paris"}
+    batch = encode_requests(solved.tok, [request], model, at_subject=True)
+    assert batch.targets.sum() == 4
+    values = [torch.zeros(1, m.d_out) for m in solved.edited]
+    spreads = spreads_at(model, solved, batch)
+    better = improved(model, solved.edited, batch, values, {}, 100, 0.3, spreads=spreads)
+    edited = with_edit(model, solved, [s[0] for s in spreads], [v[0] for v in better])
+    logits = target_logits(edited, batch, {})
+    labels = batch.labels[batch.targets]
+    assert (logits.argmax(-1) == labels).all()
+
+
+def test_as_written_what_is_said_at_first_stays(
+    solved: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch, values = setting(solved)
+    spreads = spreads_at(model, solved, batch)
+    some = improved(model, solved.edited, batch, values, {}, torch.tensor([9, 9, 0, 0, 9]), 0.3,
+                    spreads=spreads)  # fmt: skip
+    with torch.no_grad():
+        _, said = _losses(model, solved.edited, batch, some, {}, spreads)
+    assert said.any() and not said.all()
+    monkeypatch.setattr("easyedit_dafnet.values.ENOUGH", 0.0)
+    more = improved(model, solved.edited, batch, some, {}, 1, 0.3, spreads=spreads)
+    for now, then in zip(more, some, strict=True):
+        assert ((now != then).any(1) == ~said).all()
+
+
+def test_each_text_may_have_a_number_of_steps_of_its_own(solved: Subject) -> None:
+    model, batch, values = setting(solved, 3)
+    mixed = improved(model, solved.edited, batch, values, {}, torch.tensor([0, 2, 5]), 0.01)
+    for i, steps in enumerate((0, 2, 5)):
+        alone = improved(model, solved.edited, batch, values, {}, steps, 0.01)
+        for a, b in zip(mixed, alone, strict=True):
+            # Adam divides small gradients by their size: rounding shows more than elsewhere.
+            torch.testing.assert_close(a[i], b[i], rtol=1e-3, atol=1e-4)
