@@ -476,6 +476,10 @@ class DAFNetTrainingHparams(_Settings):
     reliability_weight: float = 0.1
     generality_weight: float = 0.1
     locality_weight: float = 0.2
+    # Of other questions about an edit's own subject, see `same_subject`; with 0 none are asked.
+    same_subject_weight: float = 0.0
+    # Templates with {} for a subject, to be asked beside those of other records.
+    other_questions: list[str] = field(default_factory=list)
     loss_batch_size: int = 24
     loss_sample_max_count: int = 48
     # With fusion by least squares: weight of the mean squared length of the values, ...

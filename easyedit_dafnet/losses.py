@@ -15,15 +15,18 @@ from .language_model import LanguageModel, Text, texts_of
 from .prompts import Wording, after_context, chat_form
 from .records import AS_GIVEN, context_length, encode_targets, encode_worded
 
-Kind = Literal["reliability", "generality", "locality"]
+Kind = Literal["reliability", "generality", "locality", "same_subject"]
 # The named losses and what they are about.
 KINDS: dict[str, Kind] = {
     "reliability": "reliability",
     "rephrase": "generality",
     "prefix": "generality",
     "locality": "locality",
+    "same_subject": "same_subject",
     "passage": "locality",
 }
+# Those that ask for what the unedited model says, in place of a target.
+KEPT: tuple[Kind, ...] = ("locality", "same_subject")
 # What of a record is read.
 TEXT_FIELDS = (
     "prompt",
@@ -33,6 +36,8 @@ TEXT_FIELDS = (
     "prefix",
     "locality_prompt",
     "locality_ground_truth",
+    "same_subject_prompt",
+    "same_subject_ground_truth",
     "target_space",
 )
 
@@ -51,7 +56,7 @@ class LossTerm:
 
     @property
     def keep(self) -> bool:
-        return KINDS[self.name] == "locality"
+        return KINDS[self.name] in KEPT
 
     @property
     def tokens(self) -> int:
@@ -84,6 +89,9 @@ def record_texts(
         asked["prefix"] = (after_context(prompt, record["prefix"]), target)
     if record.get("locality_prompt"):
         asked["locality"] = (form(record["locality_prompt"]), record["locality_ground_truth"])
+    if record.get("same_subject_prompt"):
+        truth = record["same_subject_ground_truth"]
+        asked["same_subject"] = (form(record["same_subject_prompt"]), truth)
     names = [f"the {name} text of {shorten(prompt, 60)!r}" for name in asked]
     prompts, answers = zip(*asked.values(), strict=True)
     spaces = [record.get("target_space")] * len(asked)

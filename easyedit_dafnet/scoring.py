@@ -2,7 +2,8 @@
 
 A target token counts when the model puts it first, given the prompt and the target before it.
 Reliability asks the edit's own prompt, generality a rephrased one; locality asks whether the
-answer to an unrelated prompt is, token by token, what the unedited model says.
+answer to an unrelated prompt is, token by token, what the unedited model says; locality of the same
+subject asks that of another question about the edit's subject.
 """
 
 from __future__ import annotations
@@ -13,8 +14,14 @@ import torch
 from torch import Tensor
 
 from .language_model import LanguageModel, Text
+from .losses import KEPT
 
-SCORES = {"reliability": "reliability", "generality": "rephrase", "locality": "locality"}
+SCORES = {
+    "reliability": "reliability",
+    "generality": "rephrase",
+    "locality": "locality",
+    "same_subject": "same_subject",
+}
 
 
 @torch.no_grad()
@@ -51,7 +58,7 @@ def sequence_scores(
     scores = {}
     for score, name in SCORES.items():
         texts = [record[name] for record in records if name in record]
-        if score == "locality":
+        if score in KEPT:
             wanted = [model.unedited_log_probs([text]).argmax(-1).cpu() for text in texts]
         else:
             wanted = [text.target_labels for text in texts]

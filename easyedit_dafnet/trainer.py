@@ -43,6 +43,7 @@ from .models import editable, own_precision
 from .prompts import question
 from .records import context_length, encode_passages, token_ids, worded
 from .resuming import Interrupted, StopSignals
+from .same_subject import with_same_subject
 from .scoring import sequence_scores
 from .second_moments import pieces_of, sums_of_inputs
 from .signals import find_modules
@@ -223,6 +224,8 @@ class DAFNetTrainer:
         Raises RequestError for those that could not be used when their turn comes.
         """
         found = worded(self.tok, records, self.config.wording, self.at_subject)
+        if self.config.same_subject_weight:
+            found = with_same_subject(found, self.config.seed, self.config.other_questions)
         problems = {}
         for i, record in enumerate(tqdm(found, desc=f"Reading {name}", leave=False, delay=2)):
             try:
@@ -240,6 +243,7 @@ class DAFNetTrainer:
             "reliability": self.config.reliability_weight,
             "generality": self.config.generality_weight,
             "locality": self.config.locality_weight,
+            "same_subject": self.config.same_subject_weight,
         }
         terms = []
         for name, kind in KINDS.items():

@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from .language_model import TEXTS_AT_ONCE, LanguageModel, Text, inference_mode_of
-from .losses import KINDS, TEXT_FIELDS, record_texts
+from .losses import KEPT, KINDS, TEXT_FIELDS, record_texts
 from .prompts import Wording
 from .records import AS_GIVEN
 from .signals import EditedModule, EditSignals, collect_signals, concatenate
@@ -182,7 +182,7 @@ class Unedited:
             )
             each = [{name: next(hidden) for name in texts} for texts in each]
             signals = self._signals([texts["reliability"] for texts in each])
-            kept = [name for name, kind in KINDS.items() if kind == "locality"]
+            kept = [name for name, kind in KINDS.items() if kind in KEPT]
             asked = [texts[name] for texts in each for name in kept if name in texts]
             unedited = iter(self.model.with_unedited(asked))
             for texts in each:

@@ -73,6 +73,8 @@ def test_each_record_gives_the_losses_that_it_has_texts_for(model: Any) -> None:
             "prefix": "It is well known.",
             "locality_prompt": "The city of Lyon is in",
             "locality_ground_truth": "France",
+            "same_subject_prompt": "Oslo is in",
+            "same_subject_ground_truth": "Norway",
         },
     ]
     texts = record_texts(TOK, records[1], model)
@@ -81,18 +83,21 @@ def test_each_record_gives_the_losses_that_it_has_texts_for(model: Any) -> None:
         "rephrase": "generality",
         "prefix": "generality",
         "locality": "locality",
+        "same_subject": "same_subject",
     }
     assert {name: TOK.decode(text.ids) for name, text in texts.items()} == {
         "reliability": "Oslo Athens",
         "rephrase": "Where is Oslo? Athens",
         "prefix": "It is well known. Oslo Athens",
         "locality": "The city of Lyon is in France",
+        "same_subject": "Oslo is in Norway",
     }
     assert {name: TOK.decode(text.target_labels) for name, text in texts.items()} == {
         "reliability": " Athens",
         "rephrase": " Athens",
         "prefix": " Athens",
         "locality": " France",
+        "same_subject": " Norway",
     }
     assert list(record_texts(TOK, records[0], model)) == ["reliability"]
 

@@ -51,8 +51,9 @@ def scores_of(
     prepared = []
     for record in records:
         texts = record_texts(TOK, record, model)
-        if "locality" in texts:
-            (texts["locality"],) = language_model.with_unedited([texts["locality"]])
+        for name in ("locality", "same_subject"):
+            if name in texts:
+                (texts[name],) = language_model.with_unedited([texts[name]])
         prepared.append(texts)
     found = sequence_scores(language_model, prepared, parameters)
     return {score: fmean(values) for score, values in found.items() if values}
@@ -90,6 +91,14 @@ def test_the_scores_are_of_the_given_parameters(model: Any) -> None:
     scores = scores_of(model, RECORDS, changed)
     assert scores["locality"] == 0, "every most probable token is another one"
     assert scores_of(model, RECORDS, {})["locality"] == 1
+
+
+def test_other_questions_of_the_subject_are_compared_with_the_unedited_model(model: Any) -> None:
+    asked = {"same_subject_prompt": "France is in", "same_subject_ground_truth": "Vienna, not Rome"}
+    records = [{"prompt": "France", "target_new": "Rome", **asked}]
+    assert scores_of(model, records, {})["same_subject"] == 1
+    changed = {"lm_head.weight": -model.get_parameter("lm_head.weight").detach()}
+    assert scores_of(model, records, changed)["same_subject"] == 0
 
 
 def test_what_no_record_has_is_not_scored(model: Any) -> None:

@@ -536,6 +536,27 @@ def test_training_of_a_solved_form_learns(solved_config: Any) -> None:
     assert (solver.log_weights != weights).all()
 
 
+def test_other_questions_about_the_subject_are_asked_where_they_weigh(solved_config: Any) -> None:
+    left, questions = [], ["{} is known for", "The age of {} is"]
+    for weight in (0.0, 5.0):
+        config = solved_config(
+            lr=3e-3, lr_lr=3e-3, same_subject_weight=weight, other_questions=questions
+        )
+        trainer = DAFNetTrainer(config, RECORDS, tok=TOK)
+        (records,) = trainer.train_sets.values()
+        asked = [record.get("same_subject_prompt") for record in records]
+        assert all(asked[1::2]) == any(asked) == bool(weight)
+        trainer.prepare()
+        for _ in range(20):
+            losses = trainer.train_step(records[:3])
+        assert ("same_subject" in losses) == bool(weight)
+        judged = DAFNetTrainer(replace(config, same_subject_weight=5.0), RECORDS, tok=TOK)
+        judged.dafnet = trainer.dafnet
+        (records,) = judged.train_sets.values()
+        left.append(judged.train_step(records[:3])["same_subject"])
+    assert left[1] < 0.9 * left[0], "the unedited model's answers to them are kept better"
+
+
 def test_the_penalty_keeps_values_short(solved_config: Any) -> None:
     lengths = []
     for weight in (0.0, 10.0):
