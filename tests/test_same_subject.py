@@ -8,11 +8,9 @@ from easyedit_dafnet.record_values import Record
 from easyedit_dafnet.same_subject import with_same_subject
 
 
-def record(
-    prompt: str, subject: str, truth: str, target: str, rephrase: str = ""
-) -> dict[str, Any]:
+def record(prompt: str, subject: str, truth: str, target: str, **more: str) -> dict[str, Any]:
     found = {"prompt": prompt, "subject": subject, "ground_truth": truth, "target_new": target}
-    return {**found, "rephrase_prompt": rephrase} if rephrase else found
+    return {**found, **more}
 
 
 SPEAKS = [
