@@ -400,6 +400,9 @@ OF_LEAST_SQUARES = {
     "margin",
     "margin_decay",
     "margin_facts",
+    "other_questions",
+    "others_asked",
+    "others_weight",
     "protection",
     "rehearsal_contexts",
     "rehearsal_rate",
@@ -427,6 +430,8 @@ class DAFNetHyperParams(_Settings):
     rehearsal_steps, rehearsal_rate: how many steps at most put them right, and their size in each
     component of a value.
     rehearsal_contexts: texts, one of which every other time stands before the prompt.
+    other_questions: templates with {} for a subject. others_asked: of how many of them the answers
+    are to stay while a value is found, see `values.Others`; others_weight: how much that counts.
     """
 
     alg_name: str = "DAFNet"
@@ -441,6 +446,9 @@ class DAFNetHyperParams(_Settings):
     rehearsal_steps: int = 1
     rehearsal_rate: float = 0.3
     rehearsal_contexts: list[str] = field(default_factory=list)
+    other_questions: list[str] = field(default_factory=list)
+    others_asked: int = 0
+    others_weight: float = 1.0
 
     NAME_KEY: ClassVar[str] = "alg_name"
     NAME: ClassVar[str] = "DAFNet"

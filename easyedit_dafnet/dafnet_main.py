@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,12 +22,14 @@ from .edit_history import RECORD, edit_history, record_edits, warn_if_other_mode
 from .edit_requests import check_requests
 from .least_squares import Overshoot, Written
 from .models import editable, own_precision
-from .prompts import Wording
+from .prompts import Wording, chat_form, is_chat
+from .record_values import Record
 from .records import (
     AS_GIVEN,
     TokenBatch,
     context_length,
     encode_worded,
+    first_answers,
     in_context,
     prompt_numbers,
     token_ids,
@@ -34,7 +37,8 @@ from .records import (
 )
 from .rehearsal import Rehearsal
 from .signals import EditedModule, edit_signals
-from .values import improved
+from .subjects import subject_spans
+from .values import Others, improved
 
 LOG = logging.getLogger(__name__)
 STATE = "_dafnet_sequence"  # attribute of the edited model
@@ -89,6 +93,8 @@ class EditSequence:
         rehearsed = hparams.rehearsed if dafnet.least_squares is not None else 0
         dtype = getattr(torch, hparams.past_dtype)
         contexts = tuple(hparams.rehearsal_contexts) if rehearsed else ()
+        self.other_questions = list(hparams.other_questions)
+        self.others_asked = min(hparams.others_asked, len(self.other_questions))
         steps, rate = hparams.rehearsal_steps, hparams.rehearsal_rate
         rehearsal = Rehearsal(rehearsed, steps, rate, contexts, dtype)
         self.held = Held(changes, dafnet.new_past(dtype), written, rehearsal)
@@ -167,7 +173,8 @@ class EditSequence:
         held: Held,
     ) -> Held:
         """What is held after the batch's edits; `held` stays as it is, but for its rehearsal."""
-        batch, size = batches[0], hparams.signal_batch_size
+        size, forms = hparams.signal_batch_size, 1 + len(held.rehearsal.contexts)
+        batch, batches, asked = batches[0], batches[:forms], batches[forms:]
         unedited = {
             name: original.to((p := model.get_parameter(name)).device, p.dtype)
             for name, original in self.originals.items()
@@ -181,9 +188,11 @@ class EditSequence:
         with torch.no_grad():
             values, past = dafnet.values(signals, held.past)
             keys = [s.x.to(dafnet.device) for s in signals]
+        others = Others(asked, hparams.others_weight, unedited) if asked else None
         values = improved(
             model, self.modules, batch, values, unedited,
             hparams.value_steps, hparams.value_rate, size,
+            others=others, made_stay=others is None,
         )  # fmt: skip
         numbers = prompt_numbers(batch).to(dafnet.device)
         one = torch.ones((), device=dafnet.device, dtype=torch.float32)
@@ -202,10 +211,13 @@ class EditSequence:
             )
             changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
             if held.rehearsal.earlier:
-                due, texts, key = held.rehearsal.turn([b[rows] for b in batches], key)
+                due, texts, key, beside = held.rehearsal.turn(
+                    [b[rows] for b in batches], key, [b[rows] for b in asked]
+                )
+                others = Others(beside, hparams.others_weight, unedited) if beside else None
                 for as_written in (False, True):
                     lacking = self._lacking(
-                        model, texts, key, written, changes, held.rehearsal, as_written
+                        model, texts, key, written, changes, held.rehearsal, as_written, others
                     )
                     if any(value.any() for value in lacking):
                         steps, written = written.corrected(key, lacking, due)
@@ -237,6 +249,7 @@ class EditSequence:
         changes: Mapping[str, Tensor],
         rehearsal: Rehearsal,
         as_written: bool,
+        others: Others | None,
     ) -> list[Tensor]:
         """[n, d_out], one a module: what the values of edits lack on the model as it is edited."""
         weights = {
@@ -249,7 +262,7 @@ class EditSequence:
         spreads, share = written.spreads(keys) if as_written else (None, 1.0)
         lacking = improved(
             model, self.modules, texts, nothing, weights,
-            rehearsal.steps_for(texts, as_written), rehearsal.rate, len(texts), spreads,
+            rehearsal.steps_for(texts, as_written), rehearsal.rate, len(texts), spreads, others,
         )  # fmt: skip
         return [value / share for value in lacking]
 
@@ -262,7 +275,7 @@ class EditSequence:
     ) -> list[TokenBatch]:
         """The requests, as they are and after each context of the rehearsal that leaves room."""
         solved = self.held.written is not None
-        requests = worded(tok, requests, wording, solved)
+        given = requests = worded(tok, requests, wording, solved)
         batches = [encode_worded(tok, requests, model, solved)]
         if (at := batches[0].at) is not None and (first := (at == 0).nonzero().flatten().tolist()):
             # There models without a begin token take any token for the same key.
@@ -279,7 +292,24 @@ class EditSequence:
                 for request, length in zip(requests, lengths, strict=True)
             ]
             batches.append(encode_worded(tok, after, model, solved))
+        if solved and self.others_asked:
+            each = [self._other_questions(tok, request) for request in given]
+            batches += [
+                first_answers(encode_worded(tok, questions, model, True))
+                for questions in zip(*each, strict=True)
+            ]
         return batches
+
+    def _other_questions(self, tok: Any, request: Record) -> list[Record]:
+        """Other questions about the request's subject, always the same ones."""
+        subject = request["prompt"][slice(*subject_spans(request)[-1])]
+        draw, asked = random.Random(request["prompt"]), []
+        for question in draw.sample(self.other_questions, self.others_asked):
+            prompt = question.replace("{}", subject)
+            prompt = chat_form(tok, prompt) if is_chat(request["prompt"]) else prompt
+            fields = {**request, "prompt": prompt, "subject": subject}
+            asked.append(Record(fields, f"{request.name}, asked {question!r}"))
+        return asked
 
     def extend(
         self, model: Any, dafnet: DAFNet, batches: Sequence[TokenBatch], hparams: DAFNetHyperParams

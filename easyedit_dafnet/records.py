@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -76,6 +77,34 @@ def padded(ids: list[list[int]], labels: list[list[int]]) -> TokenBatch:
     return TokenBatch(
         stack(ids, 0), stack([[1] * len(row) for row in ids], 0), stack(labels, IGNORE)
     )
+
+
+def stacked(batches: Sequence[TokenBatch]) -> TokenBatch:
+    """The rows of all batches in one, those of the first batch first."""
+    length = max(batch.input_ids.shape[1] for batch in batches)
+
+    def wide(tensor: Tensor, value: int = 0) -> Tensor:
+        return F.pad(tensor, (0, length - tensor.shape[1]), value=value)
+
+    at = [batch.at for batch in batches if batch.at is not None]
+    return TokenBatch(
+        torch.cat([wide(batch.input_ids) for batch in batches]),
+        torch.cat([wide(batch.attention_mask) for batch in batches]),
+        torch.cat([wide(batch.labels, IGNORE) for batch in batches]),
+        torch.cat(at) if at else None,
+    )
+
+
+def first_answers(batch: TokenBatch) -> TokenBatch:
+    """The texts up to where the first token of the target is predicted, which alone is asked."""
+    asked = batch.targets
+    first = (asked.cumsum(1) == 1) & asked
+    cut = replace(
+        batch,
+        attention_mask=batch.attention_mask * (first.cumsum(1) - first.int() == 0),
+        labels=batch.labels.masked_fill(~first, IGNORE),
+    )
+    return cut[:]
 
 
 def added_tokens(tok: Any) -> tuple[list[int], list[int]]:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from easyedit_dafnet.language_model import target_logits
-from easyedit_dafnet.records import IGNORE, TokenBatch, encode_requests
+from easyedit_dafnet.records import IGNORE, TokenBatch, encode_requests, first_answers
 from easyedit_dafnet.signals import edit_signals
-from easyedit_dafnet.values import _losses, improved
+from easyedit_dafnet.values import Others, _losses, improved
 from tests.conftest import Subject
 from tests.tiny import REQUESTS
 
@@ -157,7 +157,7 @@ def test_values_are_asked_as_they_are_written(solved: Subject) -> None:
     torch.manual_seed(0)
     values = [torch.randn_like(v) for v in values]
     with torch.no_grad():
-        found, said = _losses(model, solved.edited, batch, values, {}, spreads)
+        found, said, _ = _losses(model, solved.edited, batch, values, {}, spreads)
     for i in range(3):
         edited = with_edit(solved.model(), solved, [s[i] for s in spreads], [v[i] for v in values])
         logits = target_logits(edited, batch[[i]], {})
@@ -190,7 +190,7 @@ def test_as_written_what_is_said_at_first_stays(
     some = improved(model, solved.edited, batch, values, {}, torch.tensor([9, 9, 0, 0, 9]), 0.3,
                     spreads=spreads)  # fmt: skip
     with torch.no_grad():
-        _, said = _losses(model, solved.edited, batch, some, {}, spreads)
+        _, said, _ = _losses(model, solved.edited, batch, some, {}, spreads)
     assert said.any() and not said.all()
     monkeypatch.setattr("easyedit_dafnet.values.ENOUGH", 0.0)
     more = improved(model, solved.edited, batch, some, {}, 1, 0.3, spreads=spreads)
@@ -206,3 +206,100 @@ def test_each_text_may_have_a_number_of_steps_of_its_own(solved: Subject) -> Non
         for a, b in zip(mixed, alone, strict=True):
             # Adam divides small gradients by their size: rounding shows more than elsewhere.
             torch.testing.assert_close(a[i], b[i], rtol=1e-3, atol=1e-4)
+
+
+# ---- other questions about the subject -----------------------------------------------------------
+
+
+def others_of(solved: Subject, model: Any, questions: list[str], weight: float = 1.0) -> Others:
+    """About three subjects, whichever: a random model knows none."""
+    asked = [
+        [
+            {"prompt": question.format(name), "subject": name, "target_new": r["target_new"]}
+            for r, name in zip(REQUESTS, ("London", "Madrid", "Vienna"), strict=False)
+        ]
+        for question in questions
+    ]
+    texts = [first_answers(encode_requests(solved.tok, q, model, at_subject=True)) for q in asked]
+    return Others(texts, weight, {})
+
+
+QUESTIONS = ["The mother of {} is", "{} is as old as", "It is said that {} has"]
+
+
+def divergences(
+    model: Any, solved: Subject, batch: TokenBatch, values: list[Tensor], others: Others
+) -> Tensor:
+    with torch.no_grad():
+        others = others.answered(model, batch)
+        return _losses(model, solved.edited, batch, values, {}, others=others)[2]
+
+
+def test_other_questions_about_the_subject_keep_their_answers(
+    solved: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easyedit_dafnet.values.SAME_QUESTION", 2.0)
+    model = solved.model()
+    batch = encode_requests(solved.tok, REQUESTS[:3], model, at_subject=True)
+    values = [torch.zeros(3, m.d_out) for m in solved.edited]
+    others = others_of(solved, model, QUESTIONS, weight=50.0)
+    assert (divergences(model, solved, batch, values, others).abs() < 1e-5).all()
+    monkeypatch.setattr("easyedit_dafnet.values.SETTLED", 0.0)
+    alone = improved(model, solved.edited, batch, values, {}, 30, 0.1)
+    beside = improved(model, solved.edited, batch, values, {}, 30, 0.1, others=others)
+    moved = [divergences(model, solved, batch, v, others) for v in (alone, beside)]
+    assert moved[1].mean() < 0.5 * moved[0].mean()
+    before, after = (losses(model, solved, batch, v) for v in (values, beside))
+    assert (after < before).all(), "while the targets still become likelier"
+
+
+def test_divergence_is_of_the_answers_to_the_questions_at_the_values(
+    solved: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easyedit_dafnet.values.SAME_QUESTION", 2.0)
+    model = solved.model()
+    batch = encode_requests(solved.tok, REQUESTS[:3], model, at_subject=True)
+    torch.manual_seed(0)
+    values = [torch.randn(3, m.d_out) for m in solved.edited]
+    others = others_of(solved, model, QUESTIONS)
+    found = divergences(model, solved, batch, values, others)
+    expected = torch.zeros(3)
+    for text in others.texts:
+        with torch.no_grad():
+            log_p = target_logits(model, text, {}).log_softmax(-1)
+        for i in range(3):
+            # The losses of one-token texts at the values, over the whole vocabulary.
+            rows = text[[i] * len(log_p[i])]
+            labels = rows.labels.masked_scatter(rows.targets, torch.arange(len(log_p[i])))
+            rows = replace(rows, labels=labels)
+            log_q = -losses(model, solved, rows, [v[[i] * len(log_p[i])] for v in values])
+            expected[i] += (log_p[i].exp() * (log_p[i] - log_q)).sum() / len(others.texts)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_edits_own_question_is_not_asked_again(solved: Subject) -> None:
+    model = solved.model()
+    batch = encode_requests(solved.tok, REQUESTS[:3], model, at_subject=True)
+    own = first_answers(batch)
+    others = replace(others_of(solved, model, QUESTIONS[:1]), texts=[own]).answered(model, batch)
+    assert others.asks is not None and not others.asks.any()
+    values = [torch.zeros(3, m.d_out) for m in solved.edited]
+    alone = improved(model, solved.edited, batch, values, {}, 3, 0.1)
+    beside = improved(model, solved.edited, batch, values, {}, 3, 0.1, others=others)
+    for a, b in zip(alone, beside, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_other_questions_stay_with_their_edits_in_any_split(
+    solved: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("easyedit_dafnet.values.SAME_QUESTION", 2.0)
+    model = solved.model()
+    batch = encode_requests(solved.tok, REQUESTS[:3], model, at_subject=True)
+    values = [torch.zeros(3, m.d_out) for m in solved.edited]
+    others = others_of(solved, model, QUESTIONS, weight=2.0)
+    together = improved(model, solved.edited, batch, values, {}, 2, 0.1, others=others)
+    apart = improved(model, solved.edited, batch, values, {}, 2, 0.1, batch_size=2, others=others)
+    for a, b in zip(together, apart, strict=True):
+        # Padding rounds differently, and Adam's first steps go by the gradient's sign.
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
