@@ -38,6 +38,7 @@ from easyedit_dafnet.bench import EditRecord
 from easyedit_dafnet.bench.cells import write_json
 from easyedit_dafnet.bench.data import load_data
 from easyedit_dafnet.bench.environment import cpu_name
+from easyedit_dafnet.bench.same_subject import SAME_SUBJECT, UNCOUNTED
 from easyedit_dafnet.bench.scoring import Forced, Scorer
 from easyedit_dafnet.bench.streams import draw, usable
 from easyedit_dafnet.bridge import host_info, load_easyeditor
@@ -78,7 +79,8 @@ def host_quality(model: Any, tok: Any, record: Mapping[str, Any]) -> dict[str, A
 def host_scores(model: Any, unedited: Any, tok: Any, record: EditRecord) -> dict[str, Any]:
     """The scores of one record by EasyEdit, as EasyEdit's editor makes them of what it is told.
 
-    METRICS: one number each, None where nothing is asked; kinds: those of locality, portability.
+    METRICS: one number each, None where nothing is asked; kinds: those of locality, same_subject
+    and portability.
     """
     asked = host_record(record)
     post, pre = (host_quality(m, tok, asked) for m in (model, unedited))
@@ -101,16 +103,22 @@ def summary(post: Mapping[str, Any], before: Mapping[str, Any]) -> dict[str, Any
         if name.endswith("_acc")
     }
 
+    same_subject = {kind: locality.pop(kind) for kind in SAME_SUBJECT if kind in locality}
+
     def mean(values: Sequence[float]) -> float | None:
         return fmean(map(float, values)) if values else None
 
     return {
         "reliability": mean(post["rewrite_acc"]),
         "generality": mean(post.get("rephrase_acc", [])),
-        "locality": mean([x for found in locality.values() for x in found]),
+        "locality": mean(
+            [x for kind, found in locality.items() if kind not in UNCOUNTED for x in found]
+        ),
+        "same_subject": mean([x for found in same_subject.values() for x in found]),
         "portability": mean([x for found in portability.values() for x in found]),
         "kinds": {
             "locality": {kind: mean(found) for kind, found in locality.items()},
+            "same_subject": {kind: mean(found) for kind, found in same_subject.items()},
             "portability": {kind: mean(found) for kind, found in portability.items()},
         },
     }

@@ -234,7 +234,7 @@ def run_report(args: argparse.Namespace) -> None:
     files, summary = write_report(args.runs, args.out or args.runs[0] / "report", args.edits)
     for problem in summary.problems:
         print(f"easyedit-dafnet: {problem}", file=sys.stderr)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 150)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(*terminal_tables(summary))
     print("\n".join(map(str, files)))
     if args.publish:

@@ -12,8 +12,9 @@ class Probe:
     """A question about an edited model.
 
     prompt: ends where the answer begins. answers: all that count as right; teacher forcing asks for
-    the first. conditions: facts that the unedited model must know for the question to be fair
-    (RippleEdits); the probe is left out where it does not.
+    the first, and in locality, where there is none, for what the unedited model says. conditions:
+    facts that the unedited model must know for the question to be fair (RippleEdits); the probe is
+    left out where it does not.
     """
 
     prompt: str

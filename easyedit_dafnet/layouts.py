@@ -364,14 +364,15 @@ def _rewrites(record: Json, notes: Notes) -> list[Fields]:
     return edits
 
 
-RIPPLE_LOCALITY = ("Relation_Specificity", "Forgetfulness")
+RELATION_SPECIFICITY, FORGETFULNESS = "Relation_Specificity", "Forgetfulness"
+RIPPLE_LOCALITY = (RELATION_SPECIFICITY, FORGETFULNESS)
 RIPPLE_PORTABILITY = (
     "Logical_Generalization",
     "Compositionality_I",
     "Compositionality_II",
     "Subject_Aliasing",
 )
-_RIPPLE_SPELLINGS = {"Relation_Specificity": ("Relation_Specificity", "Relation_Specifity")}
+_RIPPLE_SPELLINGS = {RELATION_SPECIFICITY: (RELATION_SPECIFICITY, "Relation_Specifity")}
 
 
 class _RippleEdits:

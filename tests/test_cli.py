@@ -242,7 +242,8 @@ def test_what_is_wrong_is_told_before_torch_is_imported(llama: Path, tmp_path: P
     file("archive/config.json", '{"format": "easyedit_dafnet/2"}')
     file("archive/model.safetensors", "")
     empty = file("empty.pt", "")
-    suite = file("run/suite.json", '{"format": 1, "protocol": "score-after-stream/1"}')
+    suite = file("run/suite.json", '{"format": 1, "protocol": "score-after-stream/2"}')
+    older = file("older/suite.json", '{"format": 1, "protocol": "score-after-stream/1"}')
     mine = file("mine/README.md", "# my project")
     theirs = f"--config {editing} --model {llama}"
     told = {
@@ -257,6 +258,7 @@ def test_what_is_wrong_is_told_before_torch_is_imported(llama: Path, tmp_path: P
         f"import-checkpoint {mine} {mine.parent} {theirs}": "is not a trained DAFNet",
         f"import-checkpoint {mine} {tmp_path / 'new'} {theirs}": "not a configuration",
         f"bench --out {suite.parent}": "suite.json is damaged",
+        f"bench --out {older.parent}": "this version writes",
         f"bench --out {mine.parent} --methods FT": "is not a run of the benchmark",
         f"dafset build --out {mine.parent}": "is not a data set",
         f"edit --hparams {right} --facts {data} --delta x": "these are training settings",

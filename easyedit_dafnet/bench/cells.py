@@ -21,11 +21,15 @@ from filelock import FileLock, Timeout
 from ..files import DamagedFile, Kind, read_object, reason_of, write_text
 
 FORMAT = 1
-PROTOCOL = "score-after-stream/1"
+PROTOCOL = "score-after-stream/2"
+OLDER_PROTOCOLS = ("score-after-stream/1",)
+"""Reported as they are and not continued: they do not tell same-subject from other locality."""
 RUN = Kind(
     "a run of the benchmark",
     "suite.json",
-    lambda suite: (suite.get("format"), suite.get("protocol")) == (FORMAT, PROTOCOL),
+    lambda suite: (
+        suite.get("format") == FORMAT and suite.get("protocol") in (*OLDER_PROTOCOLS, PROTOCOL)
+    ),
 )
 REPORT = Kind("a report of the benchmark")
 

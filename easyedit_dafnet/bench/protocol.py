@@ -153,6 +153,7 @@ class _Measured:
             }
         return {
             "scores": {name: _joined(getattr(s, name) for s in self.scores) for name in SCORINGS},
+            "leaks": [share for s in self.scores for share in s.leaks],
             "kinds": _joined_kinds(self.scores),
             "probes_left_out": dict(sum((Counter(s.left_out) for s in self.scores), Counter())),
             "perplexity": perplexity,

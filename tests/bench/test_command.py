@@ -189,7 +189,7 @@ def test_all_cells_have_a_result(mixed: tuple[RunFolder, str, int]) -> None:
 def test_a_result_says_what_it_rests_on(mixed: tuple[RunFolder, str, int]) -> None:
     folder, _, _ = mixed
     result = results(folder)["nudge/n4-s0"]
-    assert result["protocol"] == "score-after-stream/1" and result["error"] is None
+    assert result["protocol"] == "score-after-stream/2" and result["error"] is None
     assert result["cell"] | {"random_seed": 0} == {
         "data": "houses",
         "method": "nudge",
@@ -203,9 +203,12 @@ def test_a_result_says_what_it_rests_on(mixed: tuple[RunFolder, str, int]) -> No
     assert len(set(result["edits"])) == 4
     for scoring in ("teacher_forced", "exact_match", "token_f1", "begins"):
         scores = result["scores"][scoring]
-        assert all(0 <= n <= 1 for n in scores["reliability"] + scores["locality"])
+        asked = ("reliability", "generality", "locality", "same_subject")
+        assert all(0 <= n <= 1 for metric in asked for n in scores[metric])
         assert scores["portability"] == [None] * 4
         assert len(result["kinds"]["locality"]["neighborhood"][scoring]) == 4
+        assert result["kinds"]["same_subject"]["Own questions"][scoring] == scores["same_subject"]
+    assert all(0 <= share <= 1 for share in result["leaks"]) and len(result["leaks"]) == 4
     assert result["perplexity"]["before"] != result["perplexity"]["after"]
     assert len(result["seconds"]["per_edit"]) == 4
     assert result["seconds"]["edit"] == pytest.approx(sum(result["seconds"]["per_edit"]))
@@ -266,7 +269,7 @@ def test_every_method_starts_from_the_unedited_model(mixed: tuple[RunFolder, str
     for cell in CELLS:
         expected = cells[f"nudge/{cell}"]
         for label in ("wrapper", "dies-once"):
-            for part in ("edits", "scores", "kinds", "perplexity"):
+            for part in ("edits", "scores", "leaks", "kinds", "perplexity"):
                 assert cells[f"{label}/{cell}"][part] == expected[part]
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from benchmarks.scoring import host_scores
 from easyedit_dafnet.bench import EditRecord, Probe, passes
 from easyedit_dafnet.bench.answers import exact_match, first_word, token_f1
+from easyedit_dafnet.bench.same_subject import OWN_QUESTIONS, with_own_questions
 from easyedit_dafnet.bench.scoring import METRICS, SCORINGS, Forced, Scorer, Scores
 from easyedit_dafnet.bridge import load_easyeditor
 from easyedit_dafnet.smollm2 import smollm2_path
@@ -208,12 +209,13 @@ def test_a_probe_whose_conditions_fail_is_left_out_and_counted(talker: Any, edit
         "portability": {"aliases": [True], "composed": [True, False]},
     }
     for model in (talker, edited):  # whatever the edited model knows
-        assert scorer.score(model, RECORDS, unedited).left_out == {"locality": 0, "portability": 1}
+        left_out = scorer.score(model, RECORDS, unedited).left_out
+        assert left_out == {"locality": 0, "same_subject": 0, "portability": 1}
     wrong = Probe("The capital of France is", ("Oslo",))
     towns = RECORDS[0].locality["towns"][0]
     record = replace(RECORDS[0], locality={"towns": (replace(towns, conditions=(wrong,)),)})
     found = scored(talker, [record])
-    assert found.left_out == {"locality": 1, "portability": 1}
+    assert found.left_out == {"locality": 1, "same_subject": 0, "portability": 1}
     assert found.teacher_forced["locality"] == [None]
     assert found.kinds["locality"] == {}
     assert found.texts[0]["locality"] is None
@@ -252,6 +254,173 @@ def test_texts_before_and_after_are_kept(talker: Any, edited: Any) -> None:
         (after,) = scorer.generate(edited, [asked])
         assert first[name] == {"asked": asked, "before": before, "after": after}
     assert second["rephrase"] is None and second["locality"] is None
+
+
+# -- The same subject ------------------------------------------------------------------------------
+
+ITALY = EditRecord(
+    "italy",
+    "In which country is the city of Lyon? It is in",
+    "Oslo",
+    locality={
+        "Relation_Specificity": (
+            Probe("The capital of Italy is", ("Rome",)),
+            Probe("The mother tongue of Danielle Darrieux is", ("French",)),
+        ),
+        "Forgetfulness": (Probe("The capital of France is", ("Paris",)),),
+        "towns": (Probe("Vienna is a list of", ("towns",)),),
+    },
+    subject="Lyon",
+)
+
+
+def test_other_relations_of_the_subject_are_a_metric_of_their_own(talker: Any, edited: Any) -> None:
+    scorer = Scorer(TOK)
+    unedited = scorer.unedited(talker, [ITALY])
+    far = deepcopy(talker)
+    with torch.no_grad():
+        far.get_parameter("model.layers.1.mlp.down_proj.weight").mul_(-0.5)
+    found = scorer.score(far, [ITALY], unedited)
+
+    def alone(kind: str) -> Scores:
+        """With the probes of this kind under a name that counts as locality."""
+        record = replace(ITALY, subject="", locality={"as any other": ITALY.locality[kind]})
+        return scorer.score(far, [record], scorer.unedited(talker, [record]))
+
+    for scoring in SCORINGS:
+        values = getattr(found, scoring)
+        specific = getattr(alone("Relation_Specificity"), scoring)["locality"]
+        towns = getattr(alone("towns"), scoring)["locality"]
+        forgotten = getattr(alone("Forgetfulness"), scoring)["locality"]
+        assert values["same_subject"] == specific
+        assert values["locality"] == towns
+        assert found.kinds["same_subject"]["Relation_Specificity"][scoring] == specific
+        assert found.kinds["locality"]["Forgetfulness"][scoring] == forgotten
+    assert found.kinds["locality"].keys() == {"Forgetfulness", "towns"}
+    forced = {kind: alone(kind).teacher_forced["locality"] for kind in ITALY.locality}
+    assert len(set(map(tuple, forced.values()))) == 3, "or else they are not told apart"
+    assert found.texts[0]["locality"]["asked"] == "Vienna is a list of"
+    assert found.texts[0]["same_subject"]["asked"] == "The capital of Italy is"
+
+
+def test_forgetfulness_alone_is_no_locality(talker: Any, edited: Any) -> None:
+    kinds = {"Forgetfulness": ITALY.locality["Forgetfulness"]}
+    record = replace(ITALY, subject="", locality=kinds)
+    scorer = Scorer(TOK)
+    found = scorer.score(edited, [record], scorer.unedited(talker, [record]))
+    assert found.teacher_forced["locality"] == found.teacher_forced["same_subject"] == [None]
+    assert found.kinds["locality"]["Forgetfulness"]["teacher_forced"] != [None]
+    assert found.texts[0]["locality"] is None
+
+
+def test_a_subject_without_questions_is_asked_the_benchmarks_own(talker: Any, edited: Any) -> None:
+    record = replace(RECORDS[0], subject="France")
+    asked = [p.prompt for p in with_own_questions(record).locality[OWN_QUESTIONS]]
+    scorer = Scorer(TOK)
+    unedited = scorer.unedited(talker, [record])
+    before = unedited["a"]["locality"][OWN_QUESTIONS]
+    texts = scorer.generate(talker, asked)
+    assert [known["text"] for known in before] == texts
+    assert any(texts)
+    for prompt, known in zip(asked, before, strict=True):
+        ids = TOK(prompt)["input_ids"]
+        if known["text"]:  # its tokens are those of plain greedy decoding
+            said = talker.generate(
+                torch.tensor([ids]), attention_mask=torch.ones(1, len(ids)),
+                max_new_tokens=3, do_sample=False,
+            )[0, len(ids) :].tolist()  # fmt: skip
+            said = said[: said.index(0)] if 0 in said else said
+            assert known["tokens"] == said
+        else:
+            assert known["tokens"] == []
+    same = scorer.score(talker, [record], unedited)
+    assert [getattr(same, scoring)["same_subject"] for scoring in SCORINGS] == [[1]] * 4
+    assert same.teacher_forced["locality"] == [1]
+    found = scorer.score(edited, [record], unedited)
+    shares = []
+    for prompt, known in zip(asked, before, strict=True):
+        if known["tokens"]:
+            ids = TOK(prompt)["input_ids"]
+            with torch.no_grad():
+                logits = edited(torch.tensor([ids + known["tokens"]])).logits[0]
+            best = logits.argmax(-1).tolist()[len(ids) - 1 : -1]
+            right = sum(a == b for a, b in zip(best, known["tokens"], strict=True))
+            shares.append(right / len(best))
+    assert found.teacher_forced["same_subject"] == [pytest.approx(sum(shares) / len(shares))]
+    assert found.teacher_forced["same_subject"] != [1]
+    plain = scorer.score(edited, RECORDS[:1], scorer.unedited(talker, RECORDS[:1]))
+    for metric in set(METRICS) - {"same_subject"}:
+        assert found.teacher_forced[metric] == plain.teacher_forced[metric]
+    assert plain.teacher_forced["same_subject"] == plain.leaks == [None], "it has no subject"
+
+
+def test_where_the_unedited_model_stops_at_once_it_is_not_asked(talker: Any, edited: Any) -> None:
+    silent = deepcopy(talker)
+    with torch.no_grad():  # whatever it reads, it ends the text
+        silent.lm_head = torch.nn.Linear(32, 420)
+        silent.lm_head.weight.zero_()
+        silent.lm_head.bias.zero_()[0] = 1
+    record = replace(RECORDS[0], subject="France")
+    scorer = Scorer(TOK)
+    unedited = scorer.unedited(silent, [record])
+    assert {len(b["tokens"]) for b in unedited["a"]["locality"][OWN_QUESTIONS]} == {0}
+    found = scorer.score(edited, [record], unedited)
+    assert found.teacher_forced["same_subject"] == found.leaks == [None]
+    assert found.kinds["same_subject"] == {}
+
+
+class Says(torch.nn.Module):
+    """A model whose next token hangs on the last one: `after` it, or else `other`."""
+
+    def __init__(self, model: Any, after: dict[int, int], other: int) -> None:
+        super().__init__()
+        self.model, self.after, self.other = model, after, other
+
+    def forward(self, input_ids: Any, **_: Any) -> torch.Tensor:
+        best = input_ids.clone().apply_(lambda token: self.after.get(token, self.other))
+        return torch.nn.functional.one_hot(best, 420).float()
+
+    def generate(self, **inputs: Any) -> Any:
+        return self.model.generate(**inputs)
+
+
+def test_leaks_are_the_questions_that_the_target_newly_begins(talker: Any) -> None:
+    questions = ["The twins of", "The twins is", "The twins list", "The twins London"]
+    of, is_, list_, london = (TOK(question)["input_ids"][-1] for question in questions)
+    assert len({of, is_, list_, london}) == 4
+    rome, oslo, town = (TOK(text)["input_ids"][0] for text in (" Rome", " Oslo", " town"))
+
+    def record(name: str, target: str, kind: str, *asked: str) -> EditRecord:
+        probes = tuple(Probe(prompt, ("Lisbon",)) for prompt in asked)
+        return EditRecord(name, "London", target, subject="London", locality={kind: probes})
+
+    records = [
+        record("four", "Rome, of course", "Relation_Specificity", *questions),
+        record("two", "Rome", "Relation_Specificity", *questions[1:3]),
+        record("other", "Oslo", "Relation_Specificity", *questions),
+        replace(record("none", "Rome", "near", *questions), subject=""),
+    ]
+    # After "list" the unedited model begins with Rome as well; after "London" neither does.
+    before = Says(talker, {list_: rome}, oslo)
+    after = Says(talker, {of: rome, is_: rome, list_: rome}, town)
+    scorer = Scorer(TOK)
+    unedited = scorer.unedited(before, records)
+    assert scorer.score(before, records, unedited).leaks == [0, 0, 0, None]
+    assert scorer.score(after, records, unedited).leaks == [2 / 4, 1 / 2, 0, None]
+
+
+def test_of_a_methods_own_words_the_target_leaks_into_the_question(talker: Any) -> None:
+    """What is asked is the question in the method's words; the first token follows those."""
+    (is_,), (rome, oslo) = (TOK(text)["input_ids"] for text in (" is", " Rome Oslo"))
+    record = EditRecord(
+        "a", "London", "Rome", subject="London",
+        locality={"Relation_Specificity": (Probe("The twins of", ("Lisbon",)),)},
+    )  # fmt: skip
+    model = Says(talker, {is_: rome}, oslo)
+    scorer = Scorer(TOK)
+    unedited = scorer.unedited(model, [record])
+    assert scorer.score(model, [record], unedited).leaks == [0]
+    assert scorer.score(model, [record], unedited, ask=lambda p: f"{p} is").leaks == [1]
 
 
 # -- Teacher-forced -------------------------------------------------------------------------------
@@ -344,6 +513,8 @@ def test_scores_of_smollm2_are_those_of_easyedit(
                     Probe("The mother tongue of Emmanuel Macron is", ("French",)),
                 ),
                 "other": (Probe("The largest planet is", ("Jupiter, of course",)),),
+                "Relation_Specificity": (Probe(f"The currency of {country} is", ("the euro",)),),
+                "Forgetfulness": (Probe(f"Another capital of {country} was", ("Bordeaux",)),),
             },
             portability={"hop": (Probe(f"In the capital of {country} they speak", ("Finnish",)),)},
         )

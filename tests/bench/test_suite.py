@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from easyedit_dafnet.bench.cells import Cell, RunFolder, write_json
+from easyedit_dafnet.bench.cells import OLDER_PROTOCOLS, Cell, RunFolder, write_json
 from easyedit_dafnet.bench.data import KNOWN_FILES
 from easyedit_dafnet.bench.options import SUITES
 from easyedit_dafnet.bench.suite import (
@@ -160,9 +160,11 @@ def test_suite_json_keeps_the_plan(tmp_path: Path) -> None:
     loaded = Run.load(folder)
     assert loaded is not None and loaded.cells == run.cells and loaded.common == run.common
     assert Suite.read(loaded.asked) == Suite.read(SETTINGS)
-    folder.suite.write_text('{"format": 1, "protocol": "score-at-once/0"}')
-    with pytest.raises(SuiteError, match="protocol 'score-at-once/0'"):
-        Run.load(folder)
+    content = json.loads(folder.suite.read_text())
+    for other in ("score-at-once/0", *OLDER_PROTOCOLS):
+        folder.suite.write_text(json.dumps(content | {"protocol": other}))
+        with pytest.raises(SuiteError, match=f"protocol '{other}'; this version writes"):
+            Run.load(folder)
 
 
 @pytest.mark.parametrize(

@@ -11,22 +11,24 @@ from .notes import (
     left_out_notes,
     method_notes,
     reading_notes,
+    same_subject_notes,
     sanity_notes,
+    score_notes,
     setup,
     together_notes,
 )
-from .results import ASPECTS, SCORINGS
-from .summary import Row, Summary
+from .results import SCORINGS
+from .summary import SCORED, Row, Summary, shown
 from .wording import (
     NOTHING,
+    PARTIAL,
     bytes_text,
     duration_text,
     hours_text,
+    name_of,
     number_text,
     score_text,
 )
-
-QUALITY = ("score", *ASPECTS)
 
 
 def to_markdown(summary: Summary) -> str:
@@ -38,13 +40,13 @@ def to_markdown(summary: Summary) -> str:
         for scoring in summary.scorings:
             parts += ["", f"### {SCORINGS[scoring]}", ""]
             parts += table(
-                ["method", "N", *QUALITY, "edits", "streams"],
+                ["method", "N", *map(name_of, shown(scoring)), "edits", "streams"],
                 [quality(row, scoring) for row in summary.of(data)],
             )
             if names := summary.kinds(data):
                 parts += ["", f"### {SCORINGS[scoring]}, by kind of probe", ""]
                 parts += table(
-                    ["method", "N", *(f"{aspect}: {kind}" for aspect, kind in names)],
+                    ["method", "N", *(f"{name_of(aspect)}: {kind}" for aspect, kind in names)],
                     [by_kind(row, scoring, names) for row in summary.of(data) if row.kinds],
                 )
         if rows := [found for found in capability_rows(summary) if found[0].data == data]:
@@ -68,9 +70,10 @@ def to_markdown(summary: Summary) -> str:
             [costs(row) for row in summary.of(data)],
         )
     parts += ["", "## Notes", ""]
-    notes = [*sanity_notes(summary), *failure_notes(summary), *absent_notes(summary)]
-    notes += [*method_notes(summary), *together_notes(summary), *left_out_notes(summary)]
-    notes += [*reading_notes(), *summary.problems]
+    notes = [*sanity_notes(summary), *failure_notes(summary), *score_notes(summary)]
+    notes += [*absent_notes(summary), *method_notes(summary), *together_notes(summary)]
+    notes += [*left_out_notes(summary), *same_subject_notes(summary), *reading_notes()]
+    notes += summary.problems
     parts += [f"- {one_line(note)}" for note in notes]
     return "\n".join(parts) + "\n"
 
@@ -93,18 +96,26 @@ def marked(row: Row) -> str:
     return f"{row.label}{'†' if row.doubtful else ''}{'‡' if row.failures else ''}"
 
 
+def partial(row: Row, scoring: str) -> bool:
+    """Whether the row's score is not over all of SCORED."""
+    return row.scored(scoring) not in ((), SCORED)
+
+
 def quality(row: Row, scoring: str) -> list[str]:
+    names = shown(scoring)
     if row.status != "done":
         said = "failed" if row.status == "failed" else f"not run, {hours_text(row.hours)}"
         return [
             marked(row),
             f"{row.num_edits:,}",
             said,
-            *[""] * (len(QUALITY) - 1),
+            *[""] * (len(names) - 1),
             "0",
             streams(row),
         ]
-    scores = [score_text(row.scores[scoring][aspect], row.edits) for aspect in QUALITY]
+    scores = [score_text(row.scores[scoring][name], row.edits) for name in names]
+    if partial(row, scoring):
+        scores[0] += f" {PARTIAL}"
     return [marked(row), f"{row.num_edits:,}", *scores, f"{row.edits:,}", streams(row)]
 
 

@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...layouts import RELATION_SPECIFICITY
+from ..same_subject import OF_EACH, OWN_QUESTIONS, OWN_TOKENS, UNCOUNTED
 from .bootstrap import RESAMPLES, SEED
-from .results import ASPECTS
-from .summary import Row, Summary
-from .wording import FEW, NOTHING, counted
+from .results import ASPECTS, SCORINGS
+from .summary import SCORED, Row, Summary
+from .wording import FEW, NOTHING, PARTIAL, counted, listed, name_of
 
 TIMES = ("started", "finished")
 PROTOCOL = (
@@ -182,7 +184,7 @@ def left_out_notes(summary: Summary) -> list[str]:
             row = max(summary.of(data, num_edits), key=lambda row: len(row.cells))
             counts = [cell.body.get("probes_left_out") or {} for cell in row.cells]
             sums = {aspect: sum(c.get(aspect, 0) for c in counts) for aspect in ASPECTS}
-            parts = [f"{count:,} of {aspect}" for aspect, count in sums.items() if count]
+            parts = [f"{count:,} of {name_of(aspect)}" for aspect, count in sums.items() if count]
             if parts:
                 notes.append(
                     "Probes left out, because the unedited model does not know what they "
@@ -191,12 +193,62 @@ def left_out_notes(summary: Summary) -> list[str]:
     return notes
 
 
+def score_notes(summary: Summary) -> list[str]:
+    """§ for the scores that are not over all of SCORED: which, and over what they are."""
+    return [note for data in summary.data for note in score_notes_of(summary, data)]
+
+
+def score_notes_of(summary: Summary, data: str) -> list[str]:
+    found: dict[tuple[str, ...], tuple[set[str], dict[str, None]]] = {}
+    for row in summary.of(data):
+        for scoring in row.scores:
+            if (parts := row.scored(scoring)) not in ((), SCORED):
+                scorings, labels = found.setdefault(parts, (set(), {}))
+                scorings.add(scoring)
+                labels[row.label] = None
+    notes = []
+    for parts, (scorings, labels) in found.items():
+        whole = labels.keys() == {row.label for row in summary.of(data) if row.cells}
+        place = [data, *([] if whole else labels)]
+        if scorings != {*summary.scorings}:
+            place += [SCORINGS[name].lower() for name in SCORINGS if name in scorings]
+        left = listed([name for name in SCORED if name not in parts])
+        notes.append(
+            f"{PARTIAL} {', '.join(place)}: the score is over {listed(parts)} alone; not asked: "
+            f"{left}."
+        )
+    return notes
+
+
+def same_subject_notes(summary: Summary) -> list[str]:
+    """Which questions of the edited subject a data set is asked."""
+    notes = []
+    for data in summary.data:
+        kinds = {
+            kind: None for row in summary.of(data) for kind in row.kinds.get("same_subject", ())
+        }
+        if kinds:
+            notes.append(f"Questions of the same subject on {data}: {' and '.join(kinds)}.")
+    return notes
+
+
 def reading_notes() -> list[str]:
     return [
         PROTOCOL,
-        "The score is the harmonic mean of reliability, generality and locality. Locality compares "
-        "with what the unedited model says. A text begins with the answer where it opens with it; "
-        "for locality, where its first word is that of the unedited model's.",
+        f"The score is the harmonic mean of {listed(SCORED)}, or of what is asked of them "
+        f"({PARTIAL}); scores over different parts cannot be compared. Locality is that of other "
+        "subjects, and compares with what the unedited model says. A text begins with the answer "
+        "where it opens with it; for locality, where its first word is that of the unedited "
+        "model's.",
+        "Same subject is locality of the edited subject: other relations of it, compared in the "
+        "same way (relation specificity in KnowEdit and RippleEdits). Of a data set that brings no "
+        f"such questions it asks the benchmark's own ({OWN_QUESTIONS}), {2 * OF_EACH} a record, "
+        f"with the first {OWN_TOKENS} tokens of what the unedited model says as the answer; not "
+        f"where that model stops at once. Numbers of {OWN_QUESTIONS} and of {RELATION_SPECIFICITY} "
+        f"cannot be compared. {listed(UNCOUNTED)} asks the edited relation itself, with the target "
+        "in the question, and counts in neither locality. Leaks are the share of the same-subject "
+        "questions at which the edited model puts the target's first token first and the unedited "
+        "model did not; lower is better, and they are teacher-forced alone.",
         "± is half the width of a 95 % interval over the edits; of fewer than "
         f"{FEW} edits its ends are shown instead, and their number n where it is not that of the "
         "column edits. Bootstrap: streams are drawn "
@@ -205,8 +257,8 @@ def reading_notes() -> list[str]:
         "those seen, as if one that scores 0 and one that scores 1 had been among them. So edits "
         "that all score alike have an interval, too: close to Wilson's, it says what so few are "
         "worth. It cannot tell how other streams would differ where there is one. The unedited "
-        "model's locality is 1 by definition. Slow methods may have fewer streams, so other edits, "
-        "than those beside them: the last columns tell.",
+        "model's locality, also of the same subject, is 1 by definition. Slow methods may have "
+        "fewer streams, so other edits, than those beside them: the last columns tell.",
         "Streams that failed or were not run are left out of the means. The hours of cells that "
         "were not run are estimated from the method's nearest cells.",
         "State is what a method keeps for its edits beside the model's weights: a constant part, "

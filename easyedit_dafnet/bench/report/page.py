@@ -14,7 +14,8 @@ from markupsafe import Markup
 
 from ..answers import begins
 from .bootstrap import Estimate
-from .markdown import QUALITY, perplexity_text, streams
+from .markdown import partial as partial_score
+from .markdown import perplexity_text, streams
 from .notes import (
     absent_notes,
     capability_rows,
@@ -24,7 +25,9 @@ from .notes import (
     left_out_notes,
     method_notes,
     reading_notes,
+    same_subject_notes,
     sanity_notes,
+    score_notes,
     setup,
     together_notes,
 )
@@ -39,16 +42,19 @@ from .plots import (
     standalone,
     to_text,
 )
-from .results import SCORINGS
-from .summary import Row, Summary
+from .results import LEAKS, SCORINGS
+from .summary import QUALITY, Row, Summary
 from .wording import (
     FEW,
     NOTHING,
+    PARTIAL,
     bytes_text,
     counted,
     duration_text,
     hours_text,
     interval_text,
+    listed,
+    name_of,
     spread_text,
 )
 
@@ -68,7 +74,10 @@ class Column:
 COLUMNS = (
     Column("method", "Method", "low"),
     Column("n", "N", "low"),
-    *(Column(aspect, aspect.capitalize()) for aspect in QUALITY),
+    *(
+        Column(name, name_of(name).capitalize(), "low" if name == LEAKS else "high")
+        for name in QUALITY
+    ),
     Column("edits", "Edits"),
     Column("time", "Time / edit", "low"),
     Column("memory", "Memory", "low"),
@@ -100,7 +109,7 @@ class Panel:
 
 @dataclass
 class EditTexts:
-    """What the models say of one edit: asked is by prompt, rephrase and locality."""
+    """What the models say of one edit: asked is by prompt, rephrase, locality and same_subject."""
 
     data: str
     num_edits: int
@@ -111,8 +120,8 @@ class EditTexts:
     after: list[tuple[str, dict[str, str]]] = field(default_factory=list)
 
     def wanted(self, name: str, text: str) -> bool:
-        """Whether an answer opens with the new target or, of locality, is the old one."""
-        if name == "locality":
+        """Whether an answer opens with the new target or, of either locality, is the old one."""
+        if name in ("locality", "same_subject"):
             return text == self.before[name]
         return bool(begins(text, [self.target_new]))
 
@@ -136,7 +145,11 @@ def to_html(summary: Summary) -> str:
         streams=streams,
         counted=counted,
         in_words=in_words,
+        name_of=name_of,
+        listed=listed,
+        partial=partial_score,
         NOTHING=NOTHING,
+        PARTIAL=PARTIAL,
     )
     styles = method_styles(summary)
     data = summary.data
@@ -161,8 +174,10 @@ def to_html(summary: Summary) -> str:
         setup=setup(summary),
         sanity_notes=sanity_notes(summary),
         failure_notes=failure_notes(summary),
+        score_notes=score_notes(summary),
         absent_notes=[*method_notes(summary), *together_notes(summary), *absent_notes(summary)],
         left_out_notes=left_out_notes(summary),
+        same_subject_notes=same_subject_notes(summary),
         reading_notes=reading_notes(),
         panels=panels(summary, styles),
         kinds=list(kind_tables(summary)),
@@ -197,12 +212,15 @@ def sort_values(row: Row, scoring: str) -> list[Any]:
     return [1e308 if isinstance(v, float) and math.isinf(v) else v for v in values]
 
 
-def best_scores(summary: Summary) -> dict[tuple[str, str, int], float]:
-    """The highest score shown of each data set, scoring and N; none where all are zero."""
-    found: dict[tuple[str, str, int], float] = {}
+def best_scores(summary: Summary) -> dict[tuple[str, str, int, tuple[str, ...]], float]:
+    """The highest score of each data set, scoring and N, of those over the same parts.
+
+    None where all are zero.
+    """
+    found: dict[tuple[str, str, int, tuple[str, ...]], float] = {}
     for row in summary.rows:
         for scoring, scores in row.scores.items():
-            key = (row.data, scoring, row.num_edits)
+            key = (row.data, scoring, row.num_edits, row.scored(scoring))
             score = scores["score"]
             if score and score.mean > 0:
                 found[key] = max(found.get(key, 0.0), score.mean)
@@ -211,25 +229,29 @@ def best_scores(summary: Summary) -> dict[tuple[str, str, int], float]:
 
 def tip(row: Row, scoring: str) -> str:
     lines = [f"{row.label}, N = {row.num_edits:,}"]
-    for aspect in QUALITY:
-        value = row.scores[scoring][aspect]
+    for name in QUALITY:
+        value = row.scores[scoring].get(name)
         if value is not None:
-            lines.append(f"{aspect} {interval_text(value)}")
+            lines.append(f"{name_of(name)} {interval_text(value)}")
     return "\n".join([*lines, f"{counted(row.edits, 'edit')}, {streams(row)} streams"])
 
 
 def scatter_of(
     summary: Summary, data: str, scoring: str, num_edits: int, styles: dict[str, Style]
 ) -> Any:
+    """Against same-subject locality where that alone is asked."""
     points = []
-    for row in summary.of(data, num_edits):
+    rows = summary.of(data, num_edits)
+    other = any(row.scores.get(scoring, {}).get("locality") for row in rows)
+    across = "locality" if other else "same_subject"
+    for row in rows:
         scores = row.scores.get(scoring, {})
-        x, y = scores.get("locality"), scores.get("reliability")
+        x, y = scores.get(across), scores.get("reliability")
         if x is not None and y is not None:
             text = tip(row, scoring)
             points.append(Point(row.label, styles[row.label], x, y, text, row.doubtful))
     title = f"{data}, N = {num_edits:,}, {SCORINGS[scoring].lower()}"
-    return scatter(points, title, ("locality", "reliability")) if points else None
+    return scatter(points, title, (name_of(across), "reliability")) if points else None
 
 
 def panels(summary: Summary, styles: dict[str, Style]) -> list[Panel]:
@@ -346,7 +368,10 @@ def kind_tables(summary: Summary) -> Iterator[KindTable]:
             continue
         columns = [
             *COLUMNS[:2],
-            *(Column(f"kind{i}", f"{a.capitalize()}: {k}") for i, (a, k) in enumerate(names)),
+            *(
+                Column(f"kind{i}", f"{name_of(a).capitalize()}: {k}")
+                for i, (a, k) in enumerate(names)
+            ),
         ]
         for scoring in summary.scorings:
             yield KindTable(
@@ -378,7 +403,7 @@ def edit_texts(summary: Summary) -> list[EditTexts]:
                 EditTexts(row.data, row.num_edits, position + 1, str(said.get("target_new", ""))),
             )
             after = {}
-            for name in ("prompt", "rephrase", "locality"):
+            for name in ("prompt", "rephrase", "locality", "same_subject"):
                 text = said.get(name)
                 if text:
                     shown.asked.setdefault(name, str(text["asked"]))

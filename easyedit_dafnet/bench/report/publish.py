@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ...files import OutputError, check_folder
 from ..cells import REPORT, RUN, read_json, without_paths, write_json
@@ -32,8 +34,12 @@ def check_publish(folder: Path, out: Path) -> None:
     """Raise OutputError unless `out` may take the run: results of two runs would be mixed."""
     check_folder(out, RUN, REPORT, in_place=True)
     there, new = (read_json(place / RUN.file) for place in (out, folder))
-    if there and new and there.get("common") != without_paths(new.get("common")):
+    if there and new and _rests_on(there) != without_paths(_rests_on(new)):
         raise OutputError(
-            f"{out} holds another run (of another model, seed or other settings); choose another "
-            "folder to publish to."
+            f"{out} holds another run (of another protocol, model, seed or other settings); choose "
+            "another folder to publish to."
         )
+
+
+def _rests_on(suite: Mapping[str, Any]) -> list[Any]:
+    return [suite.get("protocol"), suite.get("common")]

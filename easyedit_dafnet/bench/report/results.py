@@ -14,13 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ...files import DamagedFile, read_object
+from ...layouts import RELATION_SPECIFICITY
+from ..same_subject import UNCOUNTED
 
 FORMAT = 1
 ONE_SIDED_95 = 1.645  # standard deviations
-ASPECTS = ("reliability", "generality", "locality", "portability")
+#: In the order of the bootstrap's draws, which must keep their numbers.
+ASPECTS = ("reliability", "generality", "locality", "portability", "same_subject")
+FORCED, LEAKS = "teacher_forced", "leaks"
 #: What the results call the scorings, and what the report calls them.
 SCORINGS = {
-    "teacher_forced": "Teacher-forced",
+    FORCED: "Teacher-forced",
     "exact_match": "Generation: exact match",
     "token_f1": "Generation: token F1",
     "begins": "Generation: begins with the answer",
@@ -43,7 +47,7 @@ class Key:
 class Cell:
     """A finished or failed cell.
 
-    scores: by scoring and aspect, one number per edit in order; NaN where the record has no such
+    scores: by scoring and measure, one number per edit in order; NaN where the record has no such
     probe. kinds: by aspect, kind and scoring, alike. body: the file's content.
     """
 
@@ -203,6 +207,11 @@ def read_cell(body: Mapping[str, Any]) -> Cell:
         raise Damaged(f"is not made as a cell's ({type(error).__name__}: {error})") from error
 
 
+def measures(scoring: str) -> tuple[str, ...]:
+    """What a scoring gives for each edit: the aspects and, teacher-forced alone, leaks."""
+    return (*ASPECTS, LEAKS) if scoring == FORCED else ASPECTS
+
+
 def _cell(body: Mapping[str, Any]) -> Cell:
     check_kinds(body, dict, "cell", "environment", "error", "kinds")
     check_kinds(body, list, "edits")
@@ -223,6 +232,7 @@ def _cell(body: Mapping[str, Any]) -> Cell:
                 aspect: numbers(aspects.get(aspect), len(edits), f"{scoring} {aspect}")
                 for aspect in ASPECTS
             }
+        scores[FORCED][LEAKS] = numbers(body.get("leaks"), len(edits), LEAKS)
         for aspect, by_kind in (body.get("kinds") or {}).items():
             kinds[aspect] = {
                 kind: {
@@ -231,8 +241,33 @@ def _cell(body: Mapping[str, Any]) -> Cell:
                 }
                 for kind, by_scoring in by_kind.items()
             }
+        if "same_subject" not in kinds:
+            tell_apart(scores, kinds)
     method = str(body["cell"].get("method", key.label))
     return Cell(key, method, failed, edits, scores, kinds, body)
+
+
+def tell_apart(
+    scores: Mapping[str, dict[str, Numbers]], kinds: dict[str, dict[str, dict[str, Numbers]]]
+) -> None:
+    """Take same-subject locality out of an older cell's locality, where its kinds tell it.
+
+    Data sets that name these kinds have no other, or one; of several, each would count alike.
+    """
+    locality = kinds.get("locality", {})
+    if not {RELATION_SPECIFICITY, *UNCOUNTED} & locality.keys():
+        return
+    specific = locality.pop(RELATION_SPECIFICITY, None)
+    if specific is not None:
+        kinds["same_subject"] = {RELATION_SPECIFICITY: specific}
+    for scoring, values in scores.items():
+        if specific is not None:
+            values["same_subject"] = specific[scoring]
+        nothing = np.full_like(values["locality"], np.nan)
+        others = [of[scoring] for kind, of in locality.items() if kind not in UNCOUNTED]
+        known = np.sum([~np.isnan(of) for of in others], 0)
+        total = np.nansum(others, 0)
+        values["locality"] = np.divide(total, known, out=nothing, where=known > 0)
 
 
 def check_seconds(body: Mapping[str, Any]) -> None:

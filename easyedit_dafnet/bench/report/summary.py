@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -13,11 +13,25 @@ import numpy.typing as npt
 
 from ..cells import Cell as PlannedCell
 from ..cells import Cost, Estimates, RunFolder
+from ..same_subject import UNCOUNTED
 from .bootstrap import Estimate, estimates
-from .results import ASPECTS, SCORINGS, Cell, Key, Numbers, Run, Sanity, read_run
+from .results import (
+    FORCED,
+    LEAKS,
+    SCORINGS,
+    Cell,
+    Key,
+    Numbers,
+    Run,
+    Sanity,
+    measures,
+    read_run,
+)
 
-#: The score of a row is the harmonic mean of these.
-SCORED = ("reliability", "generality", "locality")
+#: The score of a row is the harmonic mean of these, or of what is asked of them.
+SCORED = ("reliability", "generality", "locality", "same_subject")
+#: What the tables show of a row, in this order.
+QUALITY = ("score", *SCORED, LEAKS, "portability")
 #: A point of the retention curve is a mean over this part of the stream.
 WINDOW = 0.2
 POINTS = 25
@@ -39,7 +53,7 @@ class Retention:
 class Row:
     """A method at one number of edits of one data set: the streams that are done, together.
 
-    scores: by scoring; by aspect and for `score`. kinds: by aspect, kind and scoring.
+    scores: by scoring; by measure and for `score`. kinds: by aspect, kind and scoring.
     edits: scored ones, over all streams. hours: estimated for the streams that were not run.
     retention: by scoring, for streams of at least two edits. state_bytes_per_edit: what each edit
     adds to the state; None where nothing tells it from the rest.
@@ -66,6 +80,11 @@ class Row:
         if self.cells:
             return "done"
         return "failed" if self.failures else "not run"
+
+    def scored(self, scoring: str) -> tuple[str, ...]:
+        """What the score is the harmonic mean of; () without a score."""
+        scores = self.scores.get(scoring, {})
+        return scored([name for name, value in scores.items() if value])
 
     @property
     def doubtful(self) -> bool:
@@ -151,12 +170,20 @@ class Summary:
         return [row for row in self.rows if row.data == data and num_edits in (None, row.num_edits)]
 
     def kinds(self, data: str) -> list[tuple[str, str]]:
-        """Aspects and kinds of probe, of those aspects of which the data set names several."""
+        """Aspects and kinds of probe, of those aspects of which the data set names several.
+
+        And a kind that counts in no mean, which nothing else shows.
+        """
         found: dict[str, dict[str, None]] = {}
         for row in self.of(data):
             for aspect, kinds in row.kinds.items():
                 found.setdefault(aspect, {}).update(dict.fromkeys(kinds))
-        return [(a, kind) for a, kinds in found.items() if len(kinds) > 1 for kind in kinds]
+        return [
+            (aspect, kind)
+            for aspect, kinds in found.items()
+            if len(kinds) > 1 or kinds.keys() & {*UNCOUNTED}
+            for kind in kinds
+        ]
 
     def lengths(self, data: str) -> list[int]:
         return sorted({row.num_edits for row in self.of(data)})
@@ -242,7 +269,9 @@ def make_row(run: Run, expected: Estimates, data: str, label: str, num_edits: in
         sanity=run.sanity.get(label),
         run=run,
         scores={
-            scoring: estimates({a: [c.scores[scoring][a] for c in cells] for a in ASPECTS}, SCORED)
+            scoring: with_score(
+                {m: [c.scores[scoring][m] for c in cells] for m in measures(scoring)}
+            )
             for scoring in SCORINGS
             if cells
         },
@@ -254,6 +283,26 @@ def make_row(run: Run, expected: Estimates, data: str, label: str, num_edits: in
         },
         state_bytes_per_edit=state_growth(run, data, label, num_edits),
     )
+
+
+def shown(scoring: str) -> list[str]:
+    """Of QUALITY what a table by this scoring has."""
+    return [name for name in QUALITY if name != LEAKS or scoring == FORCED]
+
+
+def scored(asked: Container[str]) -> tuple[str, ...]:
+    """Of SCORED what a score is over: what is asked.
+
+    Nothing where reliability is not asked, or neither locality: the unedited model would come
+    first, or one that says the target everywhere.
+    """
+    local = "locality" in asked or "same_subject" in asked
+    return tuple(a for a in SCORED if a in asked) if local and "reliability" in asked else ()
+
+
+def with_score(streams: Mapping[str, Sequence[Numbers]]) -> dict[str, Estimate | None]:
+    asked = [name for name, values in streams.items() if not np.isnan(np.concatenate(values)).all()]
+    return {"score": None, **estimates(streams, scored(asked))}
 
 
 def state_growth(run: Run, data: str, label: str, num_edits: int) -> float | None:

@@ -10,11 +10,8 @@ from itertools import chain
 import numpy as np
 
 from .bootstrap import harmonic_mean
-from .results import ASPECTS, SCORINGS, Cell, Numbers
-from .summary import SCORED, Summary, mean_of
-
-QUALITY = ("score", *ASPECTS)
-
+from .results import SCORINGS, Cell, Numbers, measures
+from .summary import Summary, mean_of, scored, shown
 
 #: What spreadsheets take for the beginning of a formula, or drop in front of one.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
@@ -37,8 +34,8 @@ def quoted(cell: object) -> object:
 
 
 def cells_csv(summary: Summary) -> str:
-    """One row a cell, those not run included."""
-    columns = [f"{aspect}_{scoring}" for scoring in SCORINGS for aspect in QUALITY]
+    """One row a cell, those not run included. score_over: what the score is the mean of."""
+    columns = [f"{n}_{scoring}" for scoring in SCORINGS for n in (*shown(scoring), "score_over")]
     header = [
         *("data", "label", "method", "host", "num_edits", "stream", "status", "error"),
         *("sanity_passed", "edits"),
@@ -95,14 +92,15 @@ def cell_entries(summary: Summary, columns: Sequence[str]) -> Iterator[dict[str,
 
 def cell_means(cell: Cell) -> Iterator[object]:
     for scoring in SCORINGS:
-        aspects = cell.scores.get(scoring)
-        if aspects is None:
-            yield from [""] * len(QUALITY)
+        values = cell.scores.get(scoring)
+        if values is None:
+            yield from [""] * (len(shown(scoring)) + 1)
             continue
-        means = {aspect: mean_of(values) for aspect, values in aspects.items()}
-        parts = [means[aspect] for aspect in SCORED]
-        score = None if None in parts else float(harmonic_mean([np.array(part) for part in parts]))
-        yield from (blank(value) for value in (score, *(means[a] for a in ASPECTS)))
+        means = {name: mean for name, of in values.items() if (mean := mean_of(of)) is not None}
+        if parts := scored(means):
+            means["score"] = float(harmonic_mean([np.array(means[part]) for part in parts]))
+        yield from (means.get(name, "") for name in shown(scoring))
+        yield " ".join(parts)
 
 
 def kinds_csv(summary: Summary) -> str | None:
@@ -125,7 +123,7 @@ def kinds_csv(summary: Summary) -> str | None:
 
 def edits_csv(summary: Summary) -> str:
     """One row an edit of every finished cell, first edit first."""
-    columns = [f"{aspect}_{scoring}" for scoring in SCORINGS for aspect in ASPECTS]
+    columns = [f"{name}_{scoring}" for scoring in SCORINGS for name in measures(scoring)]
     header = ["data", "label", "num_edits", "stream", "position", "id", *columns]
     return to_csv(header, edit_rows(summary))
 
@@ -133,7 +131,7 @@ def edits_csv(summary: Summary) -> str:
 def edit_rows(summary: Summary) -> Iterator[list[object]]:
     for row in summary.rows:
         for cell in row.cells:
-            values: list[Numbers] = [cell.scores[s][a] for s in SCORINGS for a in ASPECTS]
+            values: list[Numbers] = [cell.scores[s][n] for s in SCORINGS for n in measures(s)]
             place = [row.data, row.label, row.num_edits, cell.key.stream]
             for i, edit in enumerate(cell.edits):
                 numbers = ["" if v[i] != v[i] else v[i] for v in values]  # NaN differs from itself

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from rich.table import Table
 
-from .markdown import QUALITY, costs, marked, quality
+from .markdown import costs, marked, quality
+from .notes import score_notes_of
 from .results import SCORINGS
-from .summary import Summary
-from .wording import counted
+from .summary import Summary, shown
+from .wording import counted, name_of
 
 
 def terminal_tables(summary: Summary) -> Iterator[Table]:
@@ -20,15 +21,19 @@ def terminal_tables(summary: Summary) -> Iterator[Table]:
     for data in summary.data:
         rows = [row for row in summary.of(data) if row.status != "not run"]
         left = sum(row.status == "not run" for row in summary.of(data))
+        notes = [f"not run: {counted(left, 'row')}"] if left else []
+        notes += score_notes_of(summary, data)
         # Not every data set asks for everything.
-        columns = [a for a in QUALITY if any(r.scores.get(scoring, {}).get(a) for r in rows)]
+        names = shown(scoring)
+        columns = [n for n in names if any(r.scores.get(scoring, {}).get(n) for r in rows)]
         table = Table(
             title=f"{data}, {SCORINGS[scoring].lower()}",
             title_justify="left",
-            caption=f"not run: {counted(left, 'row')}" if left else None,
+            caption="\n".join(notes) or None,
+            caption_justify="left",
         )
         table.add_column("method", no_wrap=True)
-        for column in ("N", *columns, "edits", "time per edit"):
+        for column in ("N", *map(name_of, columns), "edits", "time per edit"):
             table.add_column(column, justify="right")
         length = None
         for row in rows:
@@ -36,7 +41,7 @@ def terminal_tables(summary: Summary) -> Iterator[Table]:
                 table.add_section()
             length = row.num_edits
             told = quality(row, scoring)
-            cells = dict(zip(("method", "N", *QUALITY, "edits"), told, strict=False))
-            shown = (cells[name] for name in ("N", *columns, "edits"))
-            table.add_row(marked(row), *shown, costs(row)[2])
+            cells = dict(zip(("method", "N", *names, "edits"), told, strict=False))
+            scores = (cells[name] for name in ("N", *columns, "edits"))
+            table.add_row(marked(row), *scores, costs(row)[2])
         yield table

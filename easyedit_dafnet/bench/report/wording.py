@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from .bootstrap import Estimate
 
 NOTHING = "–"
+PARTIAL = "§"
+"""Behind a score that is not over all that a score is over."""
 FEW = 30
 """Below so many edits an interval is shown by its ends, as it reaches further to one side of the
 mean, and their number is shown."""
@@ -26,6 +29,17 @@ def spread_text(value: Estimate, beside: int | None = None) -> str:
         return f"± {value.half:.2f}"
     number = "" if value.edits == beside else f", n={value.edits}"
     return f"({value.low:.2f}–{value.high:.2f}{number})"
+
+
+def name_of(measure: str) -> str:
+    """same subject, for same_subject."""
+    return measure.replace("_", " ")
+
+
+def listed(measures: Sequence[str]) -> str:
+    """reliability, generality and same subject."""
+    *others, last = map(name_of, measures)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def interval_text(value: Estimate | None) -> str:

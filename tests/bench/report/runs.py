@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-ASPECTS = ("reliability", "generality", "locality", "portability")
+ASPECTS = ("reliability", "generality", "locality", "portability", "same_subject")
 SCORINGS = ("teacher_forced", "exact_match", "token_f1", "begins")
 ENVIRONMENT = {
     "easyedit_dafnet": "0.1.0",
@@ -20,7 +20,8 @@ ENVIRONMENT = {
     "host": "EasyEdit release (0.0.1.dev0)",
     "cpu": "AMD EPYC",
 }
-#: Skill at N = 1, what a tenfold N does to it, seconds and bytes per edit.
+#: Skill at N = 1, what a tenfold N does to it, seconds and bytes per edit; of the first four
+#: aspects: other answers about the subject are kept as those about others twice over.
 PROFILES: dict[str, tuple[tuple[float, ...], tuple[float, ...], float, int]] = {
     "no edit": ((0.02, 0.02, 1.0, 0.04), (1, 1, 1, 1), 0.0001, 0),
     "FT": ((1.0, 0.39, 0.41, 0.2), (0.9, 0.8, 0.5, 0.8), 2.1, 0),
@@ -61,7 +62,7 @@ def cell_body(
     count = len(next(iter(next(iter(scores.values())).values())))
     body = {
         "format": 1,
-        "protocol": "score-after-stream/1",
+        "protocol": "score-after-stream/2",
         "cell": {
             "data": data,
             "method": label.split(" (")[0],
@@ -124,7 +125,7 @@ def write_run(
     methods = {entry["label"]: {"name": entry["method"], "settings": {}} for entry in entries}
     suite = {
         "format": 1,
-        "protocol": "score-after-stream/1",
+        "protocol": "score-after-stream/2",
         "common": {"model": "3f2a9c", "device": "cpu", "seed": 0, "single_edits": 25},
         "data": {
             name: {"path": f"sets/{name}.json", "records": 5000, "usable": 4890, "digest": "77aa"}
@@ -181,6 +182,8 @@ def lifelike_run(
                         body["prepared"] = {"seconds": 611.0}
                     body["environment"] = {**ENVIRONMENT, "host": host}
                     body["kinds"] = lifelike_kinds(scores)
+                    kept = scores["teacher_forced"]["same_subject"]
+                    body["leaks"] = [float(rng.random() < 0.5 * (1 - (k or 0))) for k in kept]
                     cells.append(body)
                     write_texts(run, body, rng, skill[0])
     for label in labels:
@@ -210,7 +213,10 @@ def lifelike_scores(
     for scoring, factor in zip(SCORINGS, (1.0, 0.7, 0.8, 0.85), strict=True):
         scores[scoring] = {}
         for i, aspect in enumerate(ASPECTS):
-            level = min(1.0, skill[i] * decay[i] ** np.log10(n)) * (1 if i == 2 else factor)
+            same = aspect == "same_subject"
+            kind = 2 if same else i
+            level = min(1.0, skill[kind] * decay[kind] ** np.log10(n)) ** (2 if same else 1)
+            level *= 1 if kind == 2 else factor
             rising = np.linspace(0.7, 1.3, count) if i == 0 and n > 1 else np.ones(count)
             values = (rng.random(count) < np.clip(level * rising, 0, 1)).astype(float)
             missing = i == 3 and source == "counterfact"
@@ -219,9 +225,13 @@ def lifelike_scores(
 
 
 def lifelike_kinds(scores: dict[str, dict[str, list[float | None]]]) -> dict[str, Any]:
-    kinds: dict[str, Any] = {"locality": {"neighborhood": {}}}
+    kinds: dict[str, Any] = {
+        "locality": {"neighborhood": {}},
+        "same_subject": {"Own questions": {}},
+    }
     for scoring, aspects in scores.items():
         kinds["locality"]["neighborhood"][scoring] = aspects["locality"]
+        kinds["same_subject"]["Own questions"][scoring] = aspects["same_subject"]
         if aspects["portability"][0] is not None:
             by_kind = kinds.setdefault("portability", {"one-hop": {}, "subject aliasing": {}})
             half = len(aspects["portability"]) // 2
@@ -255,6 +265,11 @@ def write_texts(run: Path, body: dict[str, Any], rng: np.random.Generator, skill
                 "before": "French",
                 "after": "French" if rng.random() < 0.8 else "<b>not</b> known",
             },
+            "same_subject": {
+                "asked": f"A photograph of {cities[(i + 1) % 5]} shows",
+                "before": "a bridge",
+                "after": "a bridge" if rng.random() < 0.5 else new,
+            },
         }
         lines.append(json.dumps({"id": record, "target_new": new, **texts}))
     name = f"n{cell['num_edits']}-s{cell['stream']}.jsonl"
@@ -265,29 +280,35 @@ def small_run(run: Path) -> Path:
     """Numbers to check by hand: data "zsre", methods FT, ROME, MEND and IKE, N = 2 and 1,000.
 
     FT: two streams of 2 edits, each of which adds 1,000 bytes to a state of 500. ROME: no
-    portability, did not pass the sanity cell. MEND failed at 2. IKE was not run at 2, and has a
-    sanity cell. Nothing was run at 1,000.
+    portability, nothing of the same subject, did not pass the sanity cell. MEND failed at 2. IKE
+    was not run at 2, and has a sanity cell. Nothing was run at 1,000.
     """
 
     def scores(
         reliability: list[float], generality: list[float], locality: list[float], *rest: Any
     ) -> dict[str, dict[str, list[float | None]]]:
-        portability = rest[0] if rest else [None] * len(reliability)
-        values = (reliability, generality, locality, portability)
+        none = [None] * len(reliability)
+        portability, same_subject = rest or (none, none)
+        values = (reliability, generality, locality, portability, same_subject)
         forced = {a: [*v] for a, v in zip(ASPECTS, values, strict=True)}
         said = {a: [None if x is None else x * 0.5 for x in v] for a, v in forced.items()}
         return {"teacher_forced": forced, "exact_match": said}
 
     cells = [
-        cell_body("zsre", "FT", 2, 0, scores([1, 1], [0.5, 0], [0.5, 1], [0.25, None])),
-        cell_body("zsre", "FT", 2, 1, scores([1, 0], [1, 0.5], [0.5, 0], [0.75, None])),
+        cell_body(
+            "zsre", "FT", 2, 0, scores([1, 1], [0.5, 0], [0.5, 1], [0.25, None], [0.5, 0.25])
+        ),
+        cell_body(
+            "zsre", "FT", 2, 1, scores([1, 0], [1, 0.5], [0.5, 0], [0.75, None], [0.25, None])
+        ),
         cell_body("zsre", "ROME", 2, 0, scores([1, 1], [1, 1], [0.5, 0.5])),
     ]
     for body in cells[:2]:
         body |= {"state_bytes": 2500, "state_bytes_per_edit": 1000}
+    cells[0]["leaks"], cells[1]["leaks"] = [0.5, 0.25], [0.0, None]
     cells[0]["perplexity"]["after"] = 40.0
-    cells[0]["probes_left_out"] = {"locality": 0, "portability": 3}
-    cells[1]["probes_left_out"] = {"locality": 0, "portability": 4}
+    cells[0]["probes_left_out"] = {"locality": 0, "same_subject": 2, "portability": 3}
+    cells[1]["probes_left_out"] = {"locality": 0, "same_subject": 0, "portability": 4}
     cells[1]["perplexity"]["after"] = 90.0
     cells[1]["peak_memory_bytes"] = 2_500_000_000
     cells[1]["prepared"] = {"seconds": 600.0}

@@ -27,18 +27,45 @@ def section(text: str, title: str) -> list[list[str]]:
 
 def test_the_table_of_scores(summary: Summary) -> None:
     header, *rows = section(to_markdown(summary), "Teacher-forced")
-    assert header[:7] == [
-        *("method", "N", "score", "reliability", "generality", "locality", "portability"),
+    assert header[:9] == [
+        *("method", "N", "score", "reliability", "generality", "locality", "same subject"),
+        *("leaks", "portability"),
     ]
     by_method = {(row[0], row[1]): row[2:] for row in rows}
     shown = [value.split(" (")[0] for value in by_method["FT", "2"]]
-    assert shown == ["0.56", "0.75", "0.50", "0.50", "0.50", "4", "2"]
-    # Portability is asked of two of the four edits.
-    assert ["n=2" in value for value in by_method["FT", "2"][:5]] == [*[False] * 4, True]
-    assert by_method["ROME†", "2"][4] == "–"
+    assert shown == ["0.48", "0.75", "0.50", "0.50", "0.33", "0.25", "0.50", "4", "2"]
+    # The same subject is asked in three of the four edits, portability in two.
+    edits = [value.split("n=")[-1][0] for value in by_method["FT", "2"][:7] if "n=" in value]
+    assert edits == ["3", "3", "3", "2"]
+    assert by_method["ROME†", "2"][4:7] == ["–"] * 3
     assert by_method["MEND‡", "2"][0] == "failed"
     assert by_method["IKE", "2"][0] == "not run, about 0.01 h"
     assert by_method["FT", "1,000"][0] == "not run, about 0.17 h"
+
+
+def test_leaks_are_shown_teacher_forced_alone(summary: Summary) -> None:
+    header, *_ = section(to_markdown(summary), "Generation: exact match")
+    assert "same subject" in header and "leaks" not in header
+
+
+def test_a_score_over_fewer_parts_is_marked(summary: Summary) -> None:
+    text = to_markdown(summary)
+    _, *rows = section(text, "Teacher-forced")
+    marked = {row[0]: row[2] for row in rows if row[1] == "2"}
+    assert marked["ROME†"].startswith("0.75 (") and marked["ROME†"].endswith(") §")
+    assert "§" not in marked["FT"]
+    assert (
+        "- § zsre, ROME: the score is over reliability, generality and locality alone; not asked: "
+        "same subject.\n"
+    ) in text
+
+
+def test_the_notes_say_what_is_asked_of_the_same_subject(tmp_path: Path) -> None:
+    run = lifelike_run(tmp_path / "run", ["zsre"], ["FT"], [10])
+    text = to_markdown(summarise([run]))
+    assert "- Questions of the same subject on zsre: Own questions.\n" in text
+    assert "Numbers of Own questions and of Relation_Specificity cannot be compared." in text
+    assert "Locality is that of other subjects" in text
 
 
 def test_the_table_of_costs(summary: Summary) -> None:
@@ -68,7 +95,7 @@ def test_notes_and_setup(summary: Summary) -> None:
     assert "‡ MEND on zsre, N = 2, stream 0: RuntimeError: out of memory | <b>" in text
     assert "- Not run: KN: needs a package that is missing" in text
     assert "- data: zsre: zsre.json, 5,000 records, 4,890 of them usable, digest 77aa" in text
-    assert "what they presuppose, on zsre, N = 2: 7 of portability\n" in text
+    assert "what they presuppose, on zsre, N = 2: 7 of portability, 2 of same subject\n" in text
     assert "- model: SmolLM2-135M-Instruct\n" in text
     assert "- torch: 2.13.0\n" in text
     assert "- command: easyedit-dafnet bench --suite test.yaml --out run\n" in text
@@ -80,7 +107,17 @@ def test_a_row_a_cell(summary: Summary) -> None:
     first = rows[0]
     assert (first["label"], first["stream"], first["status"]) == ("FT", "0", "done")
     assert float(first["reliability_teacher_forced"]) == 1.0
-    assert float(first["score_teacher_forced"]) == pytest.approx(3 / (1 + 4 + 1 / 0.75))
+    assert float(first["same_subject_teacher_forced"]) == 0.375
+    assert float(first["leaks_teacher_forced"]) == 0.375
+    assert "leaks_exact_match" not in first
+    score = 4 / (1 + 4 + 1 / 0.75 + 1 / 0.375)
+    assert float(first["score_teacher_forced"]) == pytest.approx(score)
+    assert first["score_over_teacher_forced"] == "reliability generality locality same_subject"
+    (rome,) = (row for row in rows if row["label"] == "ROME" and row["status"] == "done")
+    assert float(rome["score_teacher_forced"]) == pytest.approx(0.75)
+    assert rome["score_over_teacher_forced"] == "reliability generality locality"
+    assert rome["same_subject_teacher_forced"] == rome["leaks_teacher_forced"] == ""
+    assert rome["score_token_f1"] == rome["score_over_token_f1"] == "", "nothing is there"
     assert first["portability_exact_match"] == "0.125"
     state = [first[f"{name}_bytes"] for name in ("state", "constant_state")]
     assert [*state, first["state_bytes_per_edit"]] == ["2500", "500.0", "1000.0"]
@@ -96,6 +133,8 @@ def test_a_row_an_edit(summary: Summary) -> None:
     assert [row["reliability_teacher_forced"] for row in rows[:4]] == ["1.0", "1.0", "1.0", "0.0"]
     assert [row["position"] for row in rows[:4]] == ["1", "2", "1", "2"]
     assert rows[1]["portability_teacher_forced"] == ""
+    assert [row["leaks_teacher_forced"] for row in rows] == ["0.5", "0.25", "0.0", "", "", ""]
+    assert [row["same_subject_exact_match"] for row in rows[:2]] == ["0.25", "0.125"]
 
 
 def test_no_text_in_a_table_is_a_formula(tmp_path: Path) -> None:
@@ -153,6 +192,6 @@ def test_a_folder_of_committed_results_is_enough(tmp_path: Path) -> None:
     for path in (run / "sanity").iterdir():
         path.unlink()
     text = to_markdown(summarise([run]))
-    assert "| FT | 2 | 0.56" in text
+    assert "| FT | 2 | 0.48" in text
     assert "†" not in text
     assert "has no suite.json; cells that were not run are unknown." in text

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from easyedit_dafnet.bench.report import write_report
-from easyedit_dafnet.bench.report.page import EditTexts
-from tests.bench.report.runs import lifelike_run, write_json
+from easyedit_dafnet.bench.report.page import EditTexts, readme_plot, to_html
+from easyedit_dafnet.bench.report.summary import summarise
+from tests.bench.report.runs import lifelike_run, small_run, write_json
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 NASTY = "<script>document.title = 'taken over'</script>"
@@ -131,6 +132,10 @@ def header(driver: Any, key: str) -> Any:
 def test_the_table_comes_first_and_is_sorted_by_the_score(open_page: Open) -> None:
     driver = open_page()
     assert len(shown(driver, "#results table")) == 1
+    titles = texts(driver, "#results thead th")
+    assert titles[2:9] == [
+        *("Score", "Reliability", "Generality", "Locality", "Same subject", "Leaks", "Portability"),
+    ]
     assert column(driver, 2) == ["100"] * 5
     scores = [float(text.split()[0]) for text in column(driver, 3)]
     assert scores == sorted(scores, reverse=True)
@@ -152,6 +157,16 @@ def test_a_click_on_a_header_sorts_and_the_keyboard_does_too(open_page: Open) ->
     header(driver, "locality").find_element("css selector", "button").send_keys(Keys.ENTER)
     assert header(driver, "locality").get_attribute("aria-sort") == "ascending"
     assert methods(driver)[-1] == "no edit"
+
+
+def test_of_leaks_the_fewest_come_first_and_they_are_teacher_forced(open_page: Open) -> None:
+    driver = open_page()
+    header(driver, "leaks").find_element("css selector", "button").click()
+    assert header(driver, "leaks").get_attribute("aria-sort") == "ascending"
+    leaks = [float(text.split()[0]) for text in column(driver, 8)]
+    assert leaks == sorted(leaks) and leaks[0] == 0 < leaks[-1]
+    choose(driver, "scoring", "exact_match")
+    assert set(column(driver, 8)) == {"–"}
 
 
 def test_cells_without_numbers_stay_at_the_end(open_page: Open) -> None:
@@ -316,6 +331,19 @@ def test_the_page_needs_nothing_else(page: str) -> None:
         assert reference not in text
 
 
+def test_a_score_over_fewer_parts_is_marked_and_explained(tmp_path: Path) -> None:
+    text = to_html(summarise([small_run(tmp_path / "run")]))
+    mark = '<abbr title="over reliability, generality and locality alone, see the notes">§</abbr>'
+    (forced, said) = re.findall(r'aria-label="Results on zsre.*?</table>', text, re.DOTALL)
+    for table in (forced, said):
+        assert table.count("§") == table.count(mark) == 1
+        (row,) = (row for row in table.split("<tr") if mark in row)
+        assert 'data-method="ROME"' in row
+    assert "<li>§ zsre, ROME: the score is over reliability, generality and locality" in text
+    # The best is bold among scores over the same parts: FT's and ROME's are over others.
+    assert forced.count('class="best"') == 2
+
+
 @pytest.mark.parametrize(
     ("target", "text", "right"),
     [
@@ -326,3 +354,23 @@ def test_the_page_needs_nothing_else(page: str) -> None:
 )
 def test_an_answer_is_marked_as_the_scores_count_it(target: str, text: str, right: bool) -> None:
     assert EditTexts("zsre", 1, 1, target).wanted("prompt", text) is right
+
+
+def test_where_no_other_subject_is_asked_the_plot_is_against_the_same(tmp_path: Path) -> None:
+    run = small_run(tmp_path / "run")
+    assert ">locality<" in (readme_plot(summarise([run])) or "")
+    for path in run.glob("cells/zsre/FT/*.json"):
+        body = json.loads(path.read_text())
+        for aspects in body["scores"].values():
+            aspects["locality"] = [None, None]
+        write_json(path, body)
+    for path in run.glob("cells/zsre/ROME/*.json"):
+        path.unlink()
+    plot = readme_plot(summarise([run])) or ""
+    assert ">same subject<" in plot and ">locality<" not in plot
+
+
+def test_an_answer_about_the_same_subject_is_right_where_it_stays() -> None:
+    texts = EditTexts("zsre", 1, 1, "Peru", before={"same_subject": "a bridge"})
+    assert texts.wanted("same_subject", "a bridge")
+    assert not texts.wanted("same_subject", "Peru, of course")

@@ -54,6 +54,9 @@ def test_the_scores_are_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> 
     table = (run / "report" / "report.md").read_text()
     for row in scored:
         assert f"| {row} |" in table
+    (header,) = (line for line in printed.splitlines() if "reliability" in line and "┃" in line)
+    assert "same subject" in header and "leaks" in header
+    assert "§ zsre, ROME: the score is over reliability, generality and locality" in printed
 
 
 def test_what_is_published_has_no_paths_of_this_machine_and_can_be_reported(
@@ -76,6 +79,22 @@ def test_what_is_published_has_no_paths_of_this_machine_and_can_be_reported(
     assert main(["report", str(out)]) == 0
     ours, theirs = (run / "report" / "cells.csv", out / "report" / "cells.csv")
     assert ours.read_text() == theirs.read_text()
+
+
+def test_results_of_an_older_protocol_are_reported_and_not_mixed_with_newer(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = tmp_path / "older"
+    assert main(["report", str(run), "--publish", str(older)]) == 0
+    suite = json.loads((older / "suite.json").read_text())
+    (older / "suite.json").write_text(json.dumps({**suite, "protocol": "score-after-stream/1"}))
+    assert main(["report", str(older), "--out", str(older)]) == 0
+    assert (older / "report.md").is_file()
+    again = ["report", str(older), "--publish", str(tmp_path / "again")]
+    assert main(again) == 0 and main(again) == 0
+    capsys.readouterr()
+    assert main(["report", str(run), "--publish", str(older)]) == 1
+    assert "holds another run (of another protocol," in capsys.readouterr().err
 
 
 def test_a_folder_with_other_content_is_left_as_it_is(

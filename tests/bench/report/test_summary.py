@@ -3,12 +3,20 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from easyedit_dafnet.bench.report.results import Numbers
-from easyedit_dafnet.bench.report.summary import Row, Summary, retention, summarise
+from easyedit_dafnet.bench.report.summary import (
+    SCORED,
+    Row,
+    Summary,
+    retention,
+    scored,
+    summarise,
+)
 from tests.bench.report.runs import cell_body, lifelike_run, small_run, write_run
 
 
@@ -34,9 +42,15 @@ def test_means_over_all_edits_of_both_streams(summary: Summary) -> None:
             "generality": 0.5,
             "locality": 0.5,
             "portability": 0.5,
-            "score": 3 / (1 / 0.75 + 1 / 0.5 + 1 / 0.5),
+            "same_subject": 1 / 3,
+            "leaks": 0.25,
+            "score": 4 / (1 / 0.75 + 1 / 0.5 + 1 / 0.5 + 3),
         }
     )
+    assert ft.scored("teacher_forced") == SCORED
+    assert "leaks" not in ft.scores["exact_match"]
+    leaks = ft.scores["teacher_forced"]["leaks"]
+    assert leaks is not None and leaks.low < 0.25 < leaks.high and leaks.edits == 3
     assert means(ft, "exact_match")["reliability"] == 0.375
     assert (ft.edits, ft.planned, ft.status) == (4, 2, "done")
 
@@ -81,6 +95,77 @@ def test_state_of_results_that_tell_its_sum_alone(tmp_path: Path) -> None:
 def test_no_portability_is_no_number(summary: Summary) -> None:
     assert row(summary, "ROME").scores["teacher_forced"]["portability"] is None
     assert means(row(summary, "ROME"), "teacher_forced")["score"] == pytest.approx(0.75)
+
+
+def test_a_score_is_over_what_is_asked(summary: Summary) -> None:
+    rome = row(summary, "ROME")
+    assert rome.scored("teacher_forced") == ("reliability", "generality", "locality")
+    assert rome.scored("token_f1") == ()
+    assert scored(["same_subject", "reliability", "portability"]) == ("reliability", "same_subject")
+    # Whoever changes nothing, or says the target everywhere, would be the best.
+    assert scored(["generality", "locality", "same_subject"]) == ()
+    assert scored(["reliability", "generality", "portability"]) == ()
+
+
+def knowedit_cell(protocol: str) -> dict[str, Any]:
+    """Two edits of KnowEdit; all locality is of the same subject."""
+    specific, forgotten, others = [0.5, 1.0], [None, 0.25], [None, 0.75]
+    aspects: dict[str, Any]
+    if protocol.endswith("/1"):
+        aspects = {"reliability": [1.0, 1.0], "locality": [0.5, 2 / 3]}
+        kinds: dict[str, Any] = {
+            "locality": {"Relation_Specificity": specific, "Forgetfulness": forgotten, "x": others}
+        }
+    else:
+        aspects = {"reliability": [1.0, 1.0], "locality": others, "same_subject": specific}
+        kinds = {
+            "locality": {"Forgetfulness": forgotten, "x": others},
+            "same_subject": {"Relation_Specificity": specific},
+        }
+    kinds = {
+        aspect: {kind: {"teacher_forced": values} for kind, values in of.items()}
+        for aspect, of in kinds.items()
+    }
+    scores: Any = {"teacher_forced": aspects}
+    return cell_body("knowedit", "FT", 2, 0, scores, protocol=protocol, kinds=kinds)
+
+
+def test_older_cells_tell_same_subject_by_their_kinds(tmp_path: Path) -> None:
+    found = []
+    for version in (1, 2):
+        body = knowedit_cell(f"score-after-stream/{version}")
+        summary = summarise([write_run(tmp_path / str(version), [body])])
+        assert summary.problems == []
+        found.append(summary)
+    (older,), (newer,) = (summary.rows for summary in found)
+    assert means(older, "teacher_forced") == pytest.approx(means(newer, "teacher_forced"))
+    assert means(older, "teacher_forced")["same_subject"] == 0.75
+    assert means(older, "teacher_forced")["locality"] == 0.75
+    assert means(older, "teacher_forced")["leaks"] is None
+    assert older.kinds == newer.kinds
+    assert older.scored("teacher_forced") == ("reliability", "locality", "same_subject")
+    names = [("locality", "Forgetfulness"), ("locality", "x")]
+    assert [sorted(summary.kinds("knowedit")) for summary in found] == [names] * 2
+
+
+def test_older_cells_without_such_kinds_have_no_same_subject(tmp_path: Path) -> None:
+    scores: Any = {"teacher_forced": {"reliability": [1.0], "generality": [0.5], "locality": [0.5]}}
+    kinds = {"locality": {"neighborhood": {"teacher_forced": [0.5]}}}
+    body = cell_body("cf", "FT", 1, 0, scores, protocol="score-after-stream/1", kinds=kinds)
+    (older,) = summarise([write_run(tmp_path, [body])]).rows
+    assert means(older, "teacher_forced")["same_subject"] is None
+    assert means(older, "teacher_forced")["score"] == pytest.approx(3 / (1 + 2 + 2))
+    assert older.scored("teacher_forced") == ("reliability", "generality", "locality")
+
+
+def test_forgetfulness_alone_is_no_locality_and_is_listed(tmp_path: Path) -> None:
+    scores: Any = {"teacher_forced": {"reliability": [1.0], "locality": [0.25]}}
+    kinds = {"locality": {"Forgetfulness": {"teacher_forced": [0.25]}}}
+    body = cell_body("k", "FT", 1, 0, scores, protocol="score-after-stream/1", kinds=kinds)
+    summary = summarise([write_run(tmp_path, [body])])
+    assert means(summary.rows[0], "teacher_forced")["locality"] is None
+    assert means(summary.rows[0], "teacher_forced")["score"] is None
+    assert summary.kinds("k") == [("locality", "Forgetfulness")]
 
 
 def test_failed_and_absent_cells(summary: Summary) -> None:
