@@ -179,6 +179,8 @@ class _Settings:
     train_fusion: bool = True
     fusion_order: Literal["paper", "released"] = "paper"
     fusion: Literal["mean", "least_squares"] = "mean"
+    # With least squares: templates with {} for a subject, whose answers edits should leave alone.
+    other_questions: list[str] = field(default_factory=list)
     directions: int = 400  # with least squares: the principal ones of M that are told apart
     signal_batch_size: int = 8
 
@@ -217,6 +219,12 @@ class _Settings:
                 "Setting 'edit_bias' is true, but least squares edits weights only; set it to "
                 "false, or `fusion: mean`."
             )
+        for question in self.other_questions:
+            if question.count("{}") != 1:
+                raise SettingsError(
+                    f"Setting 'other_questions' has {question!r}; each must have {{}} once, in "
+                    "place of a subject."
+                )
         if self.tokenizer_name is None:
             self.tokenizer_name = self.model_name
 
@@ -430,8 +438,8 @@ class DAFNetHyperParams(_Settings):
     rehearsal_steps, rehearsal_rate: how many steps at most put them right, and their size in each
     component of a value.
     rehearsal_contexts: texts, one of which every other time stands before the prompt.
-    other_questions: templates with {} for a subject. others_asked: of how many of them the answers
-    are to stay while a value is found, see `values.Others`; others_weight: how much that counts.
+    others_asked: of how many of other_questions the answers are to stay while a value is found, see
+    `values.Others`; others_weight: how much that counts.
     """
 
     alg_name: str = "DAFNet"
@@ -446,9 +454,16 @@ class DAFNetHyperParams(_Settings):
     rehearsal_steps: int = 1
     rehearsal_rate: float = 0.3
     rehearsal_contexts: list[str] = field(default_factory=list)
-    other_questions: list[str] = field(default_factory=list)
     others_asked: int = 0
     others_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.others_asked > (there := len(self.other_questions)):
+            raise SettingsError(
+                f"Setting 'others_asked' is {self.others_asked}, but 'other_questions' has "
+                f"{there}; lower it, or give more."
+            )
 
     NAME_KEY: ClassVar[str] = "alg_name"
     NAME: ClassVar[str] = "DAFNet"
@@ -484,10 +499,9 @@ class DAFNetTrainingHparams(_Settings):
     reliability_weight: float = 0.1
     generality_weight: float = 0.1
     locality_weight: float = 0.2
-    # Of other questions about an edit's own subject, see `same_subject`; with 0 none are asked.
+    # Of other questions about an edit's own subject, those of other records and of the setting
+    # other_questions, see `same_subject`; with 0 none are asked.
     same_subject_weight: float = 0.0
-    # Templates with {} for a subject, to be asked beside those of other records.
-    other_questions: list[str] = field(default_factory=list)
     loss_batch_size: int = 24
     loss_sample_max_count: int = 48
     # With fusion by least squares: weight of the mean squared length of the values, ...

@@ -94,7 +94,7 @@ class EditSequence:
         dtype = getattr(torch, hparams.past_dtype)
         contexts = tuple(hparams.rehearsal_contexts) if rehearsed else ()
         self.other_questions = list(hparams.other_questions)
-        self.others_asked = min(hparams.others_asked, len(self.other_questions))
+        self.others_asked = hparams.others_asked
         steps, rate = hparams.rehearsal_steps, hparams.rehearsal_rate
         rehearsal = Rehearsal(rehearsed, steps, rate, contexts, dtype)
         self.held = Held(changes, dafnet.new_past(dtype), written, rehearsal)

@@ -101,6 +101,14 @@ def test_numbers_of_training_have_limits(settings: dict[str, Any], message: str)
         ({"value_rate": float("-inf")}, "'value_rate' is -inf; it must be a finite number"),
         ({"value_rate": "1e999"}, "'value_rate' is inf; it must be a finite number"),
         ({"rehearsed": -1}, "'rehearsed' is -1; it must be zero or above"),
+        (
+            {"other_questions": ["{} is", "It is"]},
+            "'other_questions' has 'It is'; each must have {}",
+        ),
+        (
+            {"other_questions": ["{} is"], "others_asked": 2},
+            "'others_asked' is 2, but 'other_questions' has 1; lower it",
+        ),
         ({"ffn_dim": 10**400}, "'ffn_dim' is 10+; it must be at most 1e\\+09"),
         ({"protection": 10**400}, "'protection' is 10+; it must be a number"),
         ({"device": 1.5}, "'device' is 1.5; it must be a whole number or a text"),

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from easyedit_dafnet import apply_dafnet_to_model, dafnet_main
 from easyedit_dafnet.checkpoint import load_dafnet, save_dafnet
 from easyedit_dafnet.dafnet_hparams import DAFNetHyperParams, SettingsError
-from easyedit_dafnet.dafnet_main import STATE, moved
+from easyedit_dafnet.dafnet_main import STATE, moved, start_sequence
 from easyedit_dafnet.edit_requests import RequestError
 from easyedit_dafnet.language_model import target_logits
 from easyedit_dafnet.records import encode_requests
@@ -308,17 +308,33 @@ def test_settings_that_do_not_fit_are_refused_in_one_sentence(
 
 @pytest.mark.parametrize("split", [[1] * 7, [3, 4], [2, 4, 1]])
 @pytest.mark.parametrize(
-    ("decay", "rehearsed", "contexts"),
-    [(0.0, 0, []), (0.5, 0, []), (0.5, 2, []), (0.5, 2, ["It was late.", "So it goes."])],
+    ("decay", "rehearsed", "contexts", "others"),
+    [
+        (0.0, 0, [], 0),
+        (0.5, 0, [], 0),
+        (0.5, 2, [], 0),
+        (0.5, 2, ["It was late.", "So it goes."], 0),
+        (0.5, 0, [], 2),
+        (0.5, 2, ["It was late."], 2),
+    ],
 )
 def test_any_split_of_a_solved_sequence_gives_the_same_change(
-    solved: Subject, split: list[int], decay: float, rehearsed: int, contexts: list[str]
+    solved: Subject,
+    monkeypatch: pytest.MonkeyPatch,
+    split: list[int],
+    decay: float,
+    rehearsed: int,
+    contexts: list[str],
+    others: int,
 ) -> None:
+    # A random model answers all prompts much alike.
+    monkeypatch.setattr("easyedit_dafnet.values.SAME_QUESTION", 2.0)
     whole, parts = solved.model(), solved.model()
     before = snapshot(whole)
     hparams = solved.hparams(
         margin=3.0, margin_decay=decay, protection=4.0,
         rehearsed=rehearsed, rehearsal_contexts=contexts,
+        other_questions=QUESTIONS, others_asked=others,
     )  # fmt: skip
     requests = [*REQUESTS[:-1], {**REQUESTS[1], "target_new": "Oslo"}]  # one is edited again
     apply_dafnet_to_model(whole, solved.tok, requests, hparams)
@@ -552,6 +568,58 @@ def test_edits_are_asked_again_after_the_contexts(solved: Subject) -> None:
     # What is kept of an edit does not grow with the contexts, but for its tokens.
     sizes = [getattr(model, STATE).held.rehearsal.bytes_per_edit for model in (alone, after)]
     assert sizes[0] == sizes[1]
+
+
+QUESTIONS = ["The mother of {} is", "{} is as old as", "It is said that {} has"]
+
+
+def test_other_questions_are_about_each_requests_subject(solved: Subject) -> None:
+    model = solved.model()
+    hparams = solved.hparams(
+        rehearsed=1, rehearsal_contexts=["It was late."],
+        other_questions=QUESTIONS, others_asked=2,
+    )  # fmt: skip
+    requests = [REQUESTS[0], {**REQUESTS[4], "subject": "Italy", "target_new": "is a town"}]
+    sequence = start_sequence(model, hparams)
+    _, _, *asked = sequence.encode(solved.tok, requests, model)
+    texts = [
+        [
+            solved.tok.decode(ids[mask.bool()])
+            for ids, mask in zip(b.input_ids, b.attention_mask, strict=True)
+        ]
+        for b in asked
+    ]
+    for i, subject in enumerate(("France", "Italy")):
+        mine = {text[i] for text in texts}
+        assert len(mine) == 2 and mine < {question.format(subject) for question in QUESTIONS}
+        for batch, text in zip(asked, texts, strict=True):
+            assert batch.at is not None
+            until = solved.tok.decode(batch.input_ids[i, : batch.at[i] + 1])
+            assert until == text[i][: text[i].index(subject) + len(subject)]
+            assert (batch.labels[i] >= 0).sum() == 1, "of a target its first token alone"
+    apply_dafnet_to_model(model, solved.tok, requests, hparams)
+    kept = getattr(model, STATE).held.rehearsal.edits.values()
+    assert [[solved.tok.decode(form.ids) for form in edit.others] for edit in kept] == [
+        [text[i] for text in texts] for i in range(2)
+    ]
+
+
+def test_other_questions_are_asked_in_chat_form_of_a_chat(solved: Subject) -> None:
+    tok = deepcopy(solved.tok)
+    tok.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|endoftext|>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    hparams = solved.hparams(
+        other_questions=QUESTIONS, others_asked=3, use_chat_template=True
+    )  # fmt: skip
+    model = solved.model()
+    sequence = start_sequence(model, hparams)
+    _, *asked = sequence.encode(tok, REQUESTS[:1], model, hparams.wording)
+    found = {tok.decode(batch.input_ids[0]) for batch in asked}
+    assert found == {
+        f"<|user|>{question.format('France')}<|endoftext|><|assistant|>" for question in QUESTIONS
+    }
 
 
 def test_a_long_prompt_is_asked_again_without_context(solved: Subject) -> None:
