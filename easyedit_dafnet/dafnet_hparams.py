@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from .files import DamagedFile, read_yaml
 from .prompts import Wording
+from .same_subject import QUESTIONS
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +181,7 @@ class _Settings:
     fusion_order: Literal["paper", "released"] = "paper"
     fusion: Literal["mean", "least_squares"] = "mean"
     # With least squares: templates with {} for a subject, whose answers edits should leave alone.
-    other_questions: list[str] = field(default_factory=list)
+    other_questions: list[str] = field(default_factory=lambda: list(QUESTIONS))
     directions: int = 400  # with least squares: the principal ones of M that are told apart
     signal_batch_size: int = 8
 

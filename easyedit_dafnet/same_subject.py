@@ -17,6 +17,53 @@ from .record_values import Record, name_of
 # Questions of others that are looked at for one that is about something else.
 TRIES = 50
 
+QUESTIONS = (
+    "The name of the mother of {} is",
+    "The name of the father of {} is",
+    "The gender of {} is",
+    "The profession of {} is",
+    "The wife of {} is",
+    "The children of {} are",
+    "The best friend of {} is",
+    "The nationality of {} is",
+    "The native language of {} is",
+    "The religion of {} is",
+    "The hair of {} is",
+    "The height of {} is",
+    "The author of {} is",
+    "The owner of {} is",
+    "The director of {} is",
+    "The leader of {} is",
+    "The capital of {} is",
+    "The currency of {} is",
+    "The continent of {} is",
+    "The population of {} is",
+    "The music of {} is by",
+    "The school that {} went to is",
+    "Yesterday {} was",
+    "I saw {} and",
+    "{} was born in the year",
+    "{} was born in",
+    "{} died in",
+    "{} works as a",
+    "{} is married to",
+    "{} comes from the country of",
+    "{} speaks",
+    "{} plays for the team",
+    "{} won the prize",
+    "{} said:",
+    "{} was founded by",
+    "{} was founded in the year",
+    "{} was created by",
+    "{} is located in",
+    "{} is a kind of",
+    "{} belongs to the group of",
+    "{} was followed by",
+    "{} came after",
+    "{} is a",
+)
+"""Templates of questions, with {} for a subject of any kind; none is one of the benchmark's own."""
+
 
 def with_same_subject(
     records: Sequence[Mapping[str, Any]], seed: int, questions: Sequence[str] = ()

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from easyedit_dafnet.bench.same_subject import RELATION_FIRST, SUBJECT_FIRST
 from easyedit_dafnet.record_values import Record
-from easyedit_dafnet.same_subject import with_same_subject
+from easyedit_dafnet.same_subject import QUESTIONS, with_same_subject
 
 
 def record(prompt: str, subject: str, truth: str, target: str, **more: str) -> dict[str, Any]:
@@ -78,3 +79,9 @@ def test_a_seed_draws_the_same(seed: int) -> None:
     records = [Record(r, f"r{i}") for i, r in enumerate([*SPEAKS, PLAYS] * 3)]
     first, second = (with_same_subject(records, seed) for _ in range(2))
     assert first == second and [r.name for r in first] == [r.name for r in records]
+
+
+def test_editing_does_not_know_the_benchmarks_questions() -> None:
+    asked = [question.casefold() for question in QUESTIONS]
+    assert len(set(asked)) == len(asked) and all(q.count("{}") == 1 for q in asked)
+    assert not set(asked) & {q.casefold() for q in RELATION_FIRST + SUBJECT_FIRST}

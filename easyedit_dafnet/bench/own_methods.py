@@ -178,8 +178,12 @@ def _of_the_method(hparams: DAFNetHyperParams | DAFNetTrainingHparams) -> dict[s
     left_out = {"model_name", "tokenizer_name", "device", "results_dir", "cache_gb"}
     if hparams.fusion == "mean":
         left_out |= {"fusion", *OF_LEAST_SQUARES}
-    if isinstance(hparams, DAFNetTrainingHparams) and hparams.lr_schedule == "constant":
-        left_out.add("lr_schedule")
+    if isinstance(hparams, DAFNetTrainingHparams):
+        left_out |= {"lr_schedule"} if hparams.lr_schedule == "constant" else set()
+        if not hparams.same_subject_weight:
+            left_out |= {"same_subject_weight", "other_questions"}
+    elif not hparams.others_asked:
+        left_out |= {"others_asked", "others_weight", "other_questions"}
     settings = {n: v for n, v in asdict(hparams).items() if n not in left_out}
     return settings | {"archive": settings["archive"] and Path(settings["archive"]).name}
 
