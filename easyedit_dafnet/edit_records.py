@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 
+RELATION_SPECIFICITY = "Relation_Specificity"
+"""KnowEdit's and RippleEdits' kind of locality that asks other relations of the edited subject."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -58,7 +61,8 @@ class EditRecord:
 
     def flat(self) -> dict[str, str]:
         """For training: the request with a rephrase and a locality probe, if there are any, under
-        the names of EasyEdit's CounterFact files. Where there are several the prompt draws."""
+        the names of EasyEdit's CounterFact files, and another question about the subject. Where
+        there are several the prompt draws."""
         found, draw = self.request(), Random(self.prompt).choice
         if self.rephrases:
             found["rephrase_prompt"] = draw(self.rephrases)
@@ -66,4 +70,8 @@ class EditRecord:
             probe = draw(draw(kinds))
             found["locality_prompt"] = probe.prompt
             found["locality_ground_truth"] = probe.answers[0]
+        if specific := self.locality.get(RELATION_SPECIFICITY):
+            probe = draw(specific)
+            found["same_subject_prompt"] = probe.prompt
+            found["same_subject_ground_truth"] = probe.answers[0]
         return found

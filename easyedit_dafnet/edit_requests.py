@@ -62,8 +62,9 @@ def training_records(data: Iterable[Mapping[str, Any]], name: str) -> list[Recor
         name: what messages call the data, where the records have no names of their own.
 
     Returns:
-        Requests with, where the record has any, one `rephrase_prompt`, and one `locality_prompt`
-        with its `locality_ground_truth`.
+        Requests with, where the record has any, one `rephrase_prompt`, one `locality_prompt` with
+        its `locality_ground_truth`, and so a `same_subject_prompt`, another question about the
+        edit's subject.
 
     Raises:
         RequestError: about all records that cannot be used.
@@ -134,7 +135,11 @@ def with_drawn_texts(request: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(prefix, list):
         drawn = {key: value for key, value in request.items() if key not in sources}
         found = EditRecord(id="", **fields).flat()
-        for keys in (("rephrase_prompt",), ("locality_prompt", "locality_ground_truth")):
+        for keys in (
+            ("rephrase_prompt",),
+            ("locality_prompt", "locality_ground_truth"),
+            ("same_subject_prompt", "same_subject_ground_truth"),
+        ):
             if found.get(keys[0]) and not request.get(keys[0]):
                 drawn |= {key: found[key] for key in keys}
         return drawn

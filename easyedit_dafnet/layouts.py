@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any, TypeVar
 
-from .edit_records import Probe
+from .edit_records import RELATION_SPECIFICITY, Probe
 from .record_values import (
     RequestError,
     filled,
@@ -364,7 +364,7 @@ def _rewrites(record: Json, notes: Notes) -> list[Fields]:
     return edits
 
 
-RELATION_SPECIFICITY, FORGETFULNESS = "Relation_Specificity", "Forgetfulness"
+FORGETFULNESS = "Forgetfulness"
 RIPPLE_LOCALITY = (RELATION_SPECIFICITY, FORGETFULNESS)
 RIPPLE_PORTABILITY = (
     "Logical_Generalization",

@@ -226,6 +226,10 @@ class DAFNetTrainer:
         found = worded(self.tok, records, self.config.wording, self.at_subject)
         if self.config.same_subject_weight:
             found = with_same_subject(found, self.config.seed, self.config.other_questions)
+        else:
+            for record in found:  # nor are those asked that they bring
+                for key in ("same_subject_prompt", "same_subject_ground_truth"):
+                    record.pop(key, None)
         problems = {}
         for i, record in enumerate(tqdm(found, desc=f"Reading {name}", leave=False, delay=2)):
             try:

@@ -309,6 +309,17 @@ def test_knowedits_dictionaries_are_trained_on_where_there_are_no_texts_of_ones_
     assert training_records(found, "data") == found
 
 
+def test_other_relations_of_the_subject_are_trained_on_as_such() -> None:
+    asked = [{"prompt": f"France {i} is", "ground_truth": [["so"]]} for i in range(3)]
+    locality = {"Relation_Specificity": asked}
+    (found,) = training_records([{**FRANCE, "locality": locality}], "data")
+    assert found["same_subject_prompt"] in [probe["prompt"] for probe in asked]
+    assert found["same_subject_ground_truth"] == "so"
+    assert training_records([found], "data") == [found]
+    (found,) = training_records([{**FRANCE, "locality": {"near": asked}}], "data")
+    assert "same_subject_prompt" not in found and found["locality_ground_truth"] == "so"
+
+
 def test_dafsets_records_are_trained_on_with_one_of_their_texts_of_a_kind() -> None:
     opposite = {"prompt": "The capital of Italy is", "ground_truth": "Rome"}
     texts = {"prefix": ["It rained."], "rephrase_prompts": ["One", "Two"], "opposite": opposite}

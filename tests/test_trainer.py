@@ -542,10 +542,12 @@ def test_other_questions_about_the_subject_are_asked_where_they_weigh(solved_con
         config = solved_config(
             lr=3e-3, lr_lr=3e-3, same_subject_weight=weight, other_questions=questions
         )
-        trainer = DAFNetTrainer(config, RECORDS, tok=TOK)
+        own = {"same_subject_prompt": "London is", "same_subject_ground_truth": "so"}
+        trainer = DAFNetTrainer(config, [{**RECORDS[0], **own}, *RECORDS[1:]], tok=TOK)
         (records,) = trainer.train_sets.values()
         asked = [record.get("same_subject_prompt") for record in records]
         assert all(asked[1::2]) == any(asked) == bool(weight)
+        assert asked[0] == (own["same_subject_prompt"] if weight else None)
         trainer.prepare()
         for _ in range(20):
             losses = trainer.train_step(records[:3])

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
 
-from ..edit_records import EditRecord, Probe
-from ..layouts import FORGETFULNESS, RELATION_SPECIFICITY
+from ..edit_records import RELATION_SPECIFICITY, EditRecord, Probe
+from ..layouts import FORGETFULNESS
 
 OWN_QUESTIONS = "Own questions"
 """The kind of probes that are the benchmark's."""

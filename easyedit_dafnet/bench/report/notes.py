@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...layouts import RELATION_SPECIFICITY
+from ...edit_records import RELATION_SPECIFICITY
 from ..same_subject import OF_EACH, OWN_QUESTIONS, OWN_TOKENS, UNCOUNTED
 from .bootstrap import RESAMPLES, SEED
 from .results import ASPECTS, SCORINGS

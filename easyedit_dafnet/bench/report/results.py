@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...edit_records import RELATION_SPECIFICITY
 from ...files import DamagedFile, read_object
-from ...layouts import RELATION_SPECIFICITY
 from ..same_subject import UNCOUNTED
 
 FORMAT = 1
