@@ -36,6 +36,7 @@ STRONG: dict[str, Any] = {
     "protection": 4.0,
     "rehearsed": 2,
     "rehearsal_contexts": ["It was late.", "So it goes."],
+    "others_asked": 2,
     "past_dtype": "bfloat16",
 }
 FORMS = ["llama", "gpt2", "solved-llama", "solved-gpt2"]
