@@ -260,7 +260,7 @@ def scores_of(
         with torch.no_grad():
             for name, value in held.originals.items():
                 model.get_parameter(name).copy_(value)
-    means = {name: fmean(values) for name, values in found.items()}
+    means = {name: fmean(values) for name, values in found.items() if values}
     return {"score": harmonic_mean([max(v, 1e-9) for v in means.values()]), **means}
 
 
