@@ -180,7 +180,8 @@ class _Settings:
     train_fusion: bool = True
     fusion_order: Literal["paper", "released"] = "paper"
     fusion: Literal["mean", "least_squares"] = "mean"
-    # With least squares: templates with {} for a subject, whose answers edits should leave alone.
+    # Templates with {} for a subject, whose answers edits should leave alone: see others_asked and
+    # same_subject_weight.
     other_questions: list[str] = field(default_factory=lambda: list(QUESTIONS))
     directions: int = 400  # with least squares: the principal ones of M that are told apart
     signal_batch_size: int = 8

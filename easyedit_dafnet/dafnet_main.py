@@ -273,7 +273,10 @@ class EditSequence:
         model: Any,
         wording: Wording = AS_GIVEN,
     ) -> list[TokenBatch]:
-        """The requests, as they are and after each context of the rehearsal that leaves room."""
+        """The requests, as they are and after each context of the rehearsal that leaves room.
+
+        Then `others_asked` other questions about their subjects, each asked for one token.
+        """
         solved = self.held.written is not None
         given = requests = worded(tok, requests, wording, solved)
         batches = [encode_worded(tok, requests, model, solved)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from .record_values import Record, name_of
@@ -97,8 +98,7 @@ def with_same_subject(
             record["same_subject_ground_truth"] = record["target_new"]
             continue
         own = [other for other in of_subject[_subject(record)] if other is not record]
-        others = own + [draw.choice(asking) for _ in range(TRIES)]
-        for other in others:
+        for other in chain(own, (draw.choice(asking) for _ in range(TRIES))):
             asked = _template(other, "prompt")
             answer = other.get("ground_truth") or other["target_new"]
             if (

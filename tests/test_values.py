@@ -227,6 +227,18 @@ def others_of(solved: Subject, model: Any, questions: list[str], weight: float =
 QUESTIONS = ["The mother of {} is", "{} is as old as", "It is said that {} has"]
 
 
+def beside_questions(
+    solved: Subject, monkeypatch: pytest.MonkeyPatch, weight: float = 1.0
+) -> tuple[Any, TokenBatch, list[Tensor], Others]:
+    """Three edits without values yet, and the questions, all of which are asked."""
+    # A random model answers all prompts much alike.
+    monkeypatch.setattr("easyedit_dafnet.values.SAME_QUESTION", 2.0)
+    model = solved.model()
+    batch = encode_requests(solved.tok, REQUESTS[:3], model, at_subject=True)
+    values = [torch.zeros(3, m.d_out) for m in solved.edited]
+    return model, batch, values, others_of(solved, model, QUESTIONS, weight)
+
+
 def divergences(
     model: Any, solved: Subject, batch: TokenBatch, values: list[Tensor], others: Others
 ) -> Tensor:
@@ -238,11 +250,7 @@ def divergences(
 def test_other_questions_about_the_subject_keep_their_answers(
     solved: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easyedit_dafnet.values.SAME_QUESTION", 2.0)
-    model = solved.model()
-    batch = encode_requests(solved.tok, REQUESTS[:3], model, at_subject=True)
-    values = [torch.zeros(3, m.d_out) for m in solved.edited]
-    others = others_of(solved, model, QUESTIONS, weight=50.0)
+    model, batch, values, others = beside_questions(solved, monkeypatch, weight=50.0)
     assert (divergences(model, solved, batch, values, others).abs() < 1e-5).all()
     monkeypatch.setattr("easyedit_dafnet.values.SETTLED", 0.0)
     alone = improved(model, solved.edited, batch, values, {}, 30, 0.1)
@@ -256,12 +264,9 @@ def test_other_questions_about_the_subject_keep_their_answers(
 def test_divergence_is_of_the_answers_to_the_questions_at_the_values(
     solved: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easyedit_dafnet.values.SAME_QUESTION", 2.0)
-    model = solved.model()
-    batch = encode_requests(solved.tok, REQUESTS[:3], model, at_subject=True)
+    model, batch, values, others = beside_questions(solved, monkeypatch)
     torch.manual_seed(0)
-    values = [torch.randn(3, m.d_out) for m in solved.edited]
-    others = others_of(solved, model, QUESTIONS)
+    values = [torch.randn_like(v) for v in values]
     found = divergences(model, solved, batch, values, others)
     expected = torch.zeros(3)
     for text in others.texts:
@@ -293,11 +298,7 @@ def test_the_edits_own_question_is_not_asked_again(solved: Subject) -> None:
 def test_other_questions_stay_with_their_edits_in_any_split(
     solved: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("easyedit_dafnet.values.SAME_QUESTION", 2.0)
-    model = solved.model()
-    batch = encode_requests(solved.tok, REQUESTS[:3], model, at_subject=True)
-    values = [torch.zeros(3, m.d_out) for m in solved.edited]
-    others = others_of(solved, model, QUESTIONS, weight=2.0)
+    model, batch, values, others = beside_questions(solved, monkeypatch, weight=2.0)
     together = improved(model, solved.edited, batch, values, {}, 2, 0.1, others=others)
     apart = improved(model, solved.edited, batch, values, {}, 2, 0.1, batch_size=2, others=others)
     for a, b in zip(together, apart, strict=True):
