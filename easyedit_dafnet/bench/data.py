@@ -233,7 +233,9 @@ KNOWN_FILES = {
     "ripple_recent": KnownFiles(("recent.json",), ("ripple_edits",)),
     "knowedit-zsre": KnownFiles(("*ZsRE-test-all.json", "*knowedit*zsre*.json"), ("knowedit",)),
     "knowedit-recent": KnownFiles(("*recent_test.json",), ("knowedit",)),
-    "knowedit-counterfact": KnownFiles(("*test_cf.json",), ("knowedit",)),
+    "knowedit-counterfact": KnownFiles(
+        ("*test_cf.json", "*knowedit*counterfact*.json"), ("knowedit",)
+    ),
     "knowedit-bio": KnownFiles(("wikibio-test*.json",), ("knowedit",)),
     "counterfact-train": KnownFiles(("counterfact-train*.json",), ("counterfact",)),
     **{

@@ -36,7 +36,7 @@ examples:
       --slurm slurm_partition=gpu gpus_per_node=1 timeout_min=600
 """
 #: Those shipped, named here because help must not wait for what would find them.
-SUITES = "quick, paper, full, smollm2-release, smollm2-main, dafset-effect"
+SUITES = "quick, paper, full, smollm2-release, smollm2-main, same-subject, dafset-effect"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -121,6 +121,7 @@ def test_the_shipped_suites_can_be_read() -> None:
         "full",
         "paper",
         "quick",
+        "same-subject",
         "smollm2-main",
         "smollm2-release",
     ]
