@@ -188,11 +188,11 @@ class EditSequence:
         with torch.no_grad():
             values, past = dafnet.values(signals, held.past)
             keys = [s.x.to(dafnet.device) for s in signals]
-        others = Others(asked, hparams.others_weight, unedited) if asked else None
+        others = Others(asked, hparams.others_weight) if asked else None
         values = improved(
             model, self.modules, batch, values, unedited,
             hparams.value_steps, hparams.value_rate, size,
-            others=others, made_stay=others is None,
+            others=others,
         )  # fmt: skip
         numbers = prompt_numbers(batch).to(dafnet.device)
         one = torch.ones((), device=dafnet.device, dtype=torch.float32)
@@ -211,13 +211,10 @@ class EditSequence:
             )
             changes = self._changed(changes, [Update(a, b, one) for a, b in steps])
             if held.rehearsal.earlier:
-                due, texts, key, beside = held.rehearsal.turn(
-                    [b[rows] for b in batches], key, [b[rows] for b in asked]
-                )
-                others = Others(beside, hparams.others_weight, unedited) if beside else None
+                due, texts, key = held.rehearsal.turn([b[rows] for b in batches], key)
                 for as_written in (False, True):
                     lacking = self._lacking(
-                        model, texts, key, written, changes, held.rehearsal, as_written, others
+                        model, texts, key, written, changes, held.rehearsal, as_written
                     )
                     if any(value.any() for value in lacking):
                         steps, written = written.corrected(key, lacking, due)
@@ -249,7 +246,6 @@ class EditSequence:
         changes: Mapping[str, Tensor],
         rehearsal: Rehearsal,
         as_written: bool,
-        others: Others | None,
     ) -> list[Tensor]:
         """[n, d_out], one a module: what the values of edits lack on the model as it is edited."""
         weights = {
@@ -262,7 +258,7 @@ class EditSequence:
         spreads, share = written.spreads(keys) if as_written else (None, 1.0)
         lacking = improved(
             model, self.modules, texts, nothing, weights,
-            rehearsal.steps_for(texts, as_written), rehearsal.rate, len(texts), spreads, others,
+            rehearsal.steps_for(texts, as_written), rehearsal.rate, len(texts), spreads,
         )  # fmt: skip
         return [value / share for value in lacking]
 

@@ -51,15 +51,11 @@ def together(forms: Sequence[Form]) -> TokenBatch:
 
 @dataclass(frozen=True)
 class Kept:
-    """An edit to be asked again: its forms, its keys' row, and how often it was asked.
-
-    others: other questions about its subject, whose answers are to stay.
-    """
+    """An edit to be asked again: its forms, its keys' row, and how often it was asked."""
 
     forms: list[Form]
     row: int
     asked: int = 0
-    others: list[Form] = field(default_factory=list)
 
     @property
     def form(self) -> Form:
@@ -106,17 +102,13 @@ class Rehearsal:
         return self.steps * (further if as_written else torch.ones_like(further))
 
     def turn(
-        self,
-        texts: Sequence[TokenBatch],
-        keys: Sequence[Tensor],
-        others: Sequence[TokenBatch] = (),
-    ) -> tuple[list[int], TokenBatch, list[Tensor], list[TokenBatch]]:
+        self, texts: Sequence[TokenBatch], keys: Sequence[Tensor]
+    ) -> tuple[list[int], TokenBatch, list[Tensor]]:
         """The edits whose turn it is, and the new one; all wait for their next turn.
 
-        The new edit, of texts [1, length], alone and after each context, keys [1, d_in] and other
-        questions [1, length] about its subject, takes the place of one with the same prompt.
-        Returns the numbers of their prompts, texts [n, length], keys [n, d_in] and the questions,
-        [n, length] each.
+        The new edit, of texts [1, length], alone and after each context, and keys [1, d_in], takes
+        the place of one with the same prompt. Returns the numbers of their prompts, texts
+        [n, length] and keys [n, d_in].
         """
         if not self.keys:
             buffers = [key.new_empty(1, 1, ROOM, key.shape[1], dtype=self.dtype) for key in keys]
@@ -130,15 +122,11 @@ class Rehearsal:
             each = zip(self.keys, keys, strict=True)
             self.keys = [rows.append(key[None, None]) for rows, key in each]
         due = {n: self.edits.pop(n) for n in list(islice(self.edits, self.earlier))}
-        due[number] = Kept(forms, row, others=[Form.of(text) for text in others])
+        due[number] = Kept(forms, row)
         self.edits |= {n: replace(edit, asked=edit.asked + 1) for n, edit in due.items()}
         places = [edit.row for edit in due.values()]
         return (
             list(due),
             together([edit.form for edit in due.values()]),
             [rows.filled[0, 0, places].float() for rows in self.keys],
-            [
-                together(forms)
-                for forms in zip(*(edit.others for edit in due.values()), strict=True)
-            ],
         )

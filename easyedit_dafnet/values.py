@@ -41,14 +41,12 @@ class Others:
     """Other questions about the subjects of n edits, k each, whose answers are to stay.
 
     texts: k times [n, length], each asked for one token. weight: of the mean divergence of an
-    edit's questions beside its own mean loss. originals: the unedited weights by name, in place of
-    the model's own. log_probs: [k, n, vocabulary], of the unedited model; asks: [k, n], 1 for those
-    that are asked.
+    edit's questions beside its own mean loss. log_probs: [k, n, vocabulary], before values are
+    added; asks: [k, n], 1 for those that are asked.
     """
 
     texts: Sequence[TokenBatch]
     weight: float
-    originals: Mapping[str, Tensor]
     log_probs: Tensor | None = None
     asks: Tensor | None = None
 
@@ -65,15 +63,15 @@ class Others:
         return replace(self, texts=[text.to(device) for text in self.texts])
 
     @torch.no_grad()
-    def answered(self, model: Any, batch: TokenBatch) -> Others:
-        """With what the unedited model says.
+    def answered(self, model: Any, batch: TokenBatch, parameters: Mapping[str, Tensor]) -> Others:
+        """With what the model says, its parameters replaced by those given.
 
         A question that it answers as it answers the edit's own prompt is not asked: it may be
         the same one in other words.
         """
         with inference_mode_of(model):
             texts = stacked([first_answers(batch), *self.texts])
-            logits = target_logits(model, texts, self.originals).float()
+            logits = target_logits(model, texts, parameters).float()
         log_probs = logits.log_softmax(-1).view(1 + len(self.texts), len(batch), -1)
         alike = (log_probs[1:] / 2 + log_probs[:1] / 2).exp().sum(-1)
         return replace(self, log_probs=log_probs[1:], asks=(alike < SAME_QUESTION).float())
@@ -99,7 +97,6 @@ def improved(
     batch_size: int = 8,
     spreads: Sequence[Tensor] | None = None,
     others: Others | None = None,
-    made_stay: bool = True,
 ) -> list[Tensor]:
     """Let values go on from what is given until the targets are said.
 
@@ -116,8 +113,6 @@ def improved(
             are written, which is at each token by how much its input x is alike, x·(kS), in place
             of wholly at the subject's.
         others: Other questions about the subjects, whose answers are to stay.
-        made_stay: Values that say the target as they are given stay, whatever becomes of the other
-            questions; else these have their steps too.
 
     Returns:
         The values [n, d_out], one a module. An edit that is made moves no further and is not asked
@@ -144,13 +139,13 @@ def improved(
 
         left = limit.nonzero().flatten()
         # Most edits of a rehearsal are made already: found without gradients, that costs a third.
-        if len(left) and made_stay:
+        if len(left) and others is None:
             with inference_mode_of(model), torch.no_grad():
                 losses, said, _ = look(left)
             left = left[~(losses <= ENOUGH if spreads is None else said)]
         asking = left
         if others is not None and len(left):
-            kept = others[rows].to(device)[left].answered(model, part[left])
+            kept = others[rows].to(device)[left].answered(model, part[left], parameters)
         for step in range(int(limit.max()) if len(left) else 0):
             with inference_mode_of(model), torch.enable_grad():
                 losses, said, moved = look(left)

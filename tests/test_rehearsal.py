@@ -20,7 +20,7 @@ def edit(prompt: int, target: int, length: int = 3) -> tuple[list[TokenBatch], l
 
 def asked(rehearsal: Rehearsal, *of: int) -> list[int]:
     """The prompts that are asked, the new edit's last."""
-    _, texts, old, _ = rehearsal.turn(*edit(*of))
+    _, texts, old = rehearsal.turn(*edit(*of))
     assert [round(k[0].item()) for k in old[0]] == texts.input_ids[:, 0].tolist()
     assert [round(-k[0].item()) for k in old[1]] == texts.input_ids[:, 0].tolist()
     return texts.input_ids[:, 0].tolist()
@@ -40,7 +40,7 @@ def test_an_edit_of_the_same_prompt_takes_the_place_of_the_former_one() -> None:
     rehearsal = Rehearsal(5)
     for of in ((1, 50), (2, 50), (1, 60)):
         asked(rehearsal, *of)
-    _, texts, *_ = rehearsal.turn(*edit(3, 50))
+    _, texts, _ = rehearsal.turn(*edit(3, 50))
     assert texts.input_ids[:, [0, -1]].tolist() == [[2, 50], [1, 60], [3, 50]]
 
 
@@ -58,7 +58,7 @@ def test_editing_a_fact_again_and_again_takes_no_more_room() -> None:
 def test_texts_of_several_lengths_are_padded() -> None:
     rehearsal = Rehearsal(1)
     rehearsal.turn(*edit(1, 50, 5))
-    _, texts, *_ = rehearsal.turn(*edit(2, 60, 2))
+    _, texts, _ = rehearsal.turn(*edit(2, 60, 2))
     assert texts.input_ids.tolist() == [[1, 1, 1, 1, 1, 50], [2, 2, 60, 0, 0, 0]]
     assert texts.attention_mask.sum(1).tolist() == [6, 3]
     assert texts.targets.nonzero().tolist() == [[0, 4], [1, 1]]
@@ -73,10 +73,10 @@ def test_every_other_time_an_edit_is_asked_after_a_context() -> None:
         (one,), _ = edit(prompt, 50, 4)
         (two,), _ = edit(prompt, 50, 5)
         one.input_ids[:, 0], two.input_ids[:, :2] = 7, 9
-        _, texts, *_ = rehearsal.turn([alone, one, two], keys)
+        _, texts, _ = rehearsal.turn([alone, one, two], keys)
         seen += [texts]
     for _ in range(4):
-        _, texts, old, _ = rehearsal.turn([alone, one, two], keys)  # the second one, edited again
+        _, texts, old = rehearsal.turn([alone, one, two], keys)  # the second one, edited again
         seen += [texts]
         assert old[0][:, 0].round().tolist() == [1, 2]  # where a fact is written stays
     of_first = [texts.input_ids[0].tolist() for texts in seen]
@@ -107,7 +107,7 @@ def test_keys_may_be_kept_in_lower_precision() -> None:
     full, half = Rehearsal(1), Rehearsal(1, dtype=torch.bfloat16)
     for rehearsal in (full, half):
         texts, keys = edit(3, 50)
-        _, _, old, _ = rehearsal.turn(texts, keys)
+        _, _, old = rehearsal.turn(texts, keys)
         assert all(key.dtype == torch.float32 for key in old)
         assert (old[0] == keys[0]).all() == (rehearsal is full)
     assert (full.bytes_per_edit, half.bytes_per_edit) == (6 * 4, 6 * 2)

@@ -221,7 +221,7 @@ def others_of(solved: Subject, model: Any, questions: list[str], weight: float =
         for question in questions
     ]
     texts = [first_answers(encode_requests(solved.tok, q, model, at_subject=True)) for q in asked]
-    return Others(texts, weight, {})
+    return Others(texts, weight)
 
 
 QUESTIONS = ["The mother of {} is", "{} is as old as", "It is said that {} has"]
@@ -243,7 +243,7 @@ def divergences(
     model: Any, solved: Subject, batch: TokenBatch, values: list[Tensor], others: Others
 ) -> Tensor:
     with torch.no_grad():
-        others = others.answered(model, batch)
+        others = others.answered(model, batch, {})
         return _losses(model, solved.edited, batch, values, {}, others=others)[2]
 
 
@@ -286,7 +286,9 @@ def test_the_edits_own_question_is_not_asked_again(solved: Subject) -> None:
     model = solved.model()
     batch = encode_requests(solved.tok, REQUESTS[:3], model, at_subject=True)
     own = first_answers(batch)
-    others = replace(others_of(solved, model, QUESTIONS[:1]), texts=[own]).answered(model, batch)
+    others = replace(others_of(solved, model, QUESTIONS[:1]), texts=[own]).answered(
+        model, batch, {}
+    )
     assert others.asks is not None and not others.asks.any()
     values = [torch.zeros(3, m.d_out) for m in solved.edited]
     alone = improved(model, solved.edited, batch, values, {}, 3, 0.1)
