@@ -112,7 +112,7 @@ def improved(
         spreads: Where given, [n, d_in] a module, KS of `least_squares`: values are asked as they
             are written, which is at each token by how much its input x is alike, x·(kS), in place
             of wholly at the subject's.
-        others: Other questions about the subjects, whose answers are to stay.
+        others: Other questions about the subjects, whose answers are to stay; not with `spreads`.
 
     Returns:
         The values [n, d_out], one a module. An edit that is made moves no further and is not asked
@@ -196,7 +196,6 @@ def _losses(
         asked = stacked([batch, *others.texts])
         copies = 1 + len(others.texts)
         values = [value.repeat(copies, 1) for value in values]
-        spreads = spreads and [spread.repeat(copies, 1) for spread in spreads]
     assert asked.at is not None
     count, length = asked.input_ids.shape
     where = torch.arange(count, device=asked.at.device) * length + asked.at

@@ -599,6 +599,31 @@ def test_other_questions_are_about_each_requests_subject(solved: Subject) -> Non
             assert (batch.labels[i] >= 0).sum() == 1, "of a target its first token alone"
 
 
+def test_other_questions_are_asked_while_a_value_is_found_and_not_again(
+    solved: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A random model answers all prompts much alike.
+    monkeypatch.setattr("easyedit_dafnet.values.SAME_QUESTION", 2.0)
+    found = []
+    for others in (0, 2):
+        model = solved.model()
+        before = snapshot(model)
+        hparams = solved.hparams(
+            rehearsed=1, other_questions=QUESTIONS, others_asked=others, others_weight=50.0
+        )
+        apply_dafnet_to_model(model, solved.tok, REQUESTS[:3], hparams)
+        found.append(changes(model, before))
+        kept = getattr(model, STATE).held.rehearsal.edits.values()
+        texts = [solved.tok.decode(form.ids) for edit in kept for form in edit.forms]
+        assert sorted(texts) == sorted(
+            f"{request['prompt']} {request['target_new']}" for request in REQUESTS[:3]
+        )
+    alone, beside = found
+    for name in alone:
+        # Far above what rounding makes of Adam's steps.
+        assert (alone[name] - beside[name]).norm() > 0.02 * alone[name].norm(), name
+
+
 def test_other_questions_are_asked_in_chat_form_of_a_chat(solved: Subject) -> None:
     tok = deepcopy(solved.tok)
     tok.chat_template = (

@@ -749,6 +749,9 @@ def test_known_files_are_found_by_name_and_layout(tmp_path: Path) -> None:
     assert find_data("counterfact-train", [tmp_path]) == train
     assert find_data("dafset-recent", [tmp_path]) == dafset_recent
     assert find_data("of one's own", [tmp_path]) is None
+    know["knowedit-counterfact"].unlink()
+    renamed = write(tmp_path / "know", [KNOWEDIT], "knowedit-wiki-counterfact-dev.json")
+    assert find_data("knowedit-counterfact", [tmp_path]) == renamed
 
 
 # --- The real files, where they are at hand ---
